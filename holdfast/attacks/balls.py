@@ -1,0 +1,99 @@
+"""Balls around an image: start, steepest step, projection (with the box [0, 1]) and norm, with one epsilon per row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from holdfast import draws
+from holdfast.errors import ConfigError, nearest
+
+
+class Ball(Protocol):
+    """The set that a perturbed image may not leave. Pixels and radii are in units of [0, 1]; `eps` is [b]."""
+
+    def start(self, x: Tensor, eps: Tensor, keys: Tensor, *parts: str | int) -> Tensor:
+        """Pixels [b, c, h, w] at a random point of the ball and the box, keyed by `keys` [b] and `parts`."""
+        ...
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of norm one, [b, c, h, w], along which a linear function with this gradient rises fastest."""
+        ...
+
+    def project(self, x: Tensor, adversarial: Tensor, eps: Tensor) -> Tensor:
+        """Pixels in the ball around `x` and in the box."""
+        ...
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """The norm of each row, [b]."""
+        ...
+
+
+def _wide(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Every value moves by at most epsilon."""
+
+    def start(self, x: Tensor, eps: Tensor, keys: Tensor, *parts: str | int) -> Tensor:
+        """Uniform in the cube of half-side epsilon, then clamped to [0, 1] (Madry et al. 2018)."""
+        noise = draws.uniform(keys, x.shape[1:], "linf", *parts).to(x)
+        return (x + (2 * noise - 1) * _wide(eps, x)).clamp(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The sign of the gradient."""
+        return gradient.sign()
+
+    def project(self, x: Tensor, adversarial: Tensor, eps: Tensor) -> Tensor:
+        """The exact projection onto cube and box, which are separable."""
+        radius = _wide(eps, x)
+        return (x + (adversarial - x).clamp(-radius, radius)).clamp(0, 1)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """The largest absolute value of each row."""
+        return delta.flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the perturbation, over all channels and pixels, is at most epsilon."""
+
+    def start(self, x: Tensor, eps: Tensor, keys: Tensor, *parts: str | int) -> Tensor:
+        """Uniform in the ball, then clamped to [0, 1], which only shortens."""
+        direction = self.steepest(draws.normal(keys, x.shape[1:], "l2", *parts).to(x))
+        length = draws.uniform(keys, (), "l2 radius", *parts).to(x) ** (1 / math.prod(x.shape[1:]))
+        return (x + direction * _wide(length * eps.to(x), x)).clamp(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The gradient at length one; scaled by its largest value first, so that tiny ones do not underflow."""
+        largest = gradient.flatten(1).abs().amax(1)
+        scaled = gradient / _wide(largest.where(largest > 0, 1), gradient)
+        length = self.norm(scaled)
+        return scaled / _wide(length.where(length > 0, 1), scaled)
+
+    def project(self, x: Tensor, adversarial: Tensor, eps: Tensor) -> Tensor:
+        """Shrunk to the ball, then clamped to the box: inside both, though not the nearest such point."""
+        delta = adversarial - x
+        shrink = (eps.to(x) / self.norm(delta).clamp_min(1e-30)).clamp_max(1)
+        return (x + delta * _wide(shrink, x)).clamp(0, 1)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """The Euclidean length of each row."""
+        length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return length
+
+
+BALLS: dict[str, Ball] = {"linf": Linf(), "l2": L2()}
+
+
+def ball(name: str) -> Ball:
+    """The ball of that name; `ConfigError` names the nearest where there is none."""
+    if name not in BALLS:
+        raise ConfigError(f'no ball is called "{name}".', next=nearest(name, BALLS))
+    return BALLS[name]

@@ -1,0 +1,247 @@
+"""Configs of the verbs: keyword arguments in Python, fields in YAML and flags are the same record. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from holdfast.records import Attack, Model, Norm, Record
+
+
+class OnImages(Record, kw_only=True):
+    """Fields shared by every verb that reads images (see `Data`).
+
+    Attributes:
+        data: a folder, or a source: `scenes`, `cifar10:folder`, `imagenet:folder`... `holdfast ls layouts` lists them.
+        split: which part; empty = the verb's own (train to learn, test to measure).
+        limit: at most so many images; 0 = all.
+        subset: drawn by the seed, or the first.
+        classes: a file with one class per line, or a comma-separated list; empty = all.
+        size: side of the image in pixels; 0 = what the encoder expects, or as stored.
+        resize: shorter side before the centre crop; 0 = what the encoder expects, or none.
+        seed: of everything that is drawn.
+        device: auto, cpu, cuda, cuda:1...
+    """
+
+    data: str = "scenes"
+    split: str = ""
+    limit: int = 0
+    subset: Literal["random", "first"] = "random"
+    classes: str = ""
+    size: int = 0
+    resize: int = 0
+    seed: int = 0
+    device: str = "auto"
+
+
+class TrainConfig(OnImages, kw_only=True):
+    """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
+
+    Attributes:
+        method: simclr.
+        model: architecture: a timm name, or one of `holdfast ls models`; or a checkpoint to start from.
+        out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
+        epochs: passes over the images.
+        batch: images per step.
+        lr: peak learning rate, reached after `warmup` epochs, cosine to zero.
+        weight_decay: of weights with more than one dimension.
+        warmup: epochs.
+        temperature: of NT-Xent.
+        dim: of the projection.
+        adversary: none, or pgd.
+        eps: radius of the adversary in pixel units.
+        alpha: its step; 0 = 2.5 * eps / steps.
+        steps: its gradient steps.
+        norm: of its ball.
+        knn_every: epochs between kNN checks on a held-out part; 0 = first and last alone.
+        save_every: steps between checkpoints; 0 = every epoch.
+        replace: start anew where `out` was made with another config.
+    """
+
+    method: str = "simclr"
+    model: str = "cifar_resnet18"
+    out: str = ""
+    epochs: int = 100
+    batch: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 1.0
+    temperature: float = 0.5
+    dim: int = 128
+    adversary: Literal["none", "pgd"] = "none"
+    eps: float = 8 / 255
+    alpha: float = 0.0
+    steps: int = 5
+    norm: Norm = "linf"
+    knn_every: int = 0
+    save_every: int = 0
+    replace: bool = False
+
+
+class ProbeConfig(OnImages, kw_only=True):
+    """Fit a head on a frozen encoder: `holdfast probe runs/a --data imgs/ --out runs/a/probe`.
+
+    Attributes:
+        encoder: as `Model.spec`.
+        arch: see `Model`.
+        options: see `Model`.
+        mean: see `Model`.
+        std: see `Model`.
+        task: classification.
+        level: features that the head reads.
+        out: folder for `head.safetensors` and `probe.json`; empty = `probe` beside a run's checkpoint.
+        epochs: full passes of the optimiser over the cached features.
+        lr: peak learning rate of the head.
+        weight_decay: of the head's weight.
+        batch: images per forward pass of the encoder.
+        test_split: split that the accuracy is measured on.
+        replace: fit anew where `out` was made with another config.
+    """
+
+    encoder: str = ""
+    arch: str = ""
+    options: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    task: Literal["classification"] = "classification"
+    level: str = "pooled"
+    out: str = ""
+    epochs: int = 100
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+    batch: int = 256
+    test_split: str = "test"
+    replace: bool = False
+
+
+class AttackConfig(OnImages, kw_only=True):
+    """Look, do not measure: attack a few images and write a gallery.
+
+    Attributes:
+        encoder: as `Model.spec`.
+        arch: see `Model`.
+        options: see `Model`.
+        mean: see `Model`.
+        std: see `Model`.
+        images: image files; empty = the first of `data`.
+        out: folder for the lossless images and `gallery.html`.
+        through: embedding (no labels needed), or classification (the checkpoint's own head).
+        push: harm that is raised; empty = the task's first.
+        norm: of the ball.
+        eps: radius in pixel units.
+        alpha: step; 0 = see `Attack`.
+        steps: gradient steps.
+        restarts: independent starts.
+    """
+
+    encoder: str = ""
+    arch: str = ""
+    options: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    images: tuple[str, ...] = ()
+    out: str = "runs/attack"
+    through: Literal["embedding", "classification"] = "embedding"
+    push: str = ""
+    norm: Norm = "linf"
+    eps: float = 4 / 255
+    alpha: float = 0.0
+    steps: int = 20
+    restarts: int = 1
+
+
+class BenchConfig(OnImages, kw_only=True):
+    """Measure encoders on a grid: `holdfast bench runs/a dino.pth --data imgs/ --suite quick --out runs/b`.
+
+    Attributes:
+        encoders: specs as `Model.spec`; a folder of checkpoints is a series.
+        models: the same as full `Model` records (YAML and Python), after `encoders`.
+        arch: for bare weights files among `encoders`.
+        options: for bare weights files among `encoders`.
+        mean: for all of `encoders`.
+        std: for all of `encoders`.
+        out: folder of the records; the same command continues it.
+        suite: quick, standard, full: what None below stands for.
+        tasks: judges of every condition.
+        level: features that the heads read.
+        fit_split: split that linear heads and banks are fitted on, where the checkpoint has no head of its own.
+        fit_limit: at most so many images to fit on; 0 = all.
+        eps: radii of the attacks in pixel units.
+        attacks: attack records for `eps` to be filled into (YAML and Python); empty = the suite's.
+        steps: gradient steps of every attack; None = as in the attack records.
+        attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
+        corruptions: names, or `none`, or `all`.
+        severities: 1 to 5.
+        variant: severity table; empty = must be given where corruptions are asked for and the size does not decide.
+        chunk: images per forward pass; halved when memory is short, never under 8.
+        block: images per block, the unit of resume.
+        shard: `1/4` = the first quarter of the jobs.
+        dry_run: print cells, images and an estimate of time, and stop.
+        replace: start anew where `out` was made with another config.
+    """
+
+    encoders: tuple[str, ...] = ()
+    models: tuple[Model, ...] = ()
+    arch: str = ""
+    options: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    out: str = ""
+    suite: str = "quick"
+    tasks: tuple[Literal["classification", "embedding"], ...] = ("classification", "embedding")
+    level: str = "pooled"
+    fit_split: str = "train"
+    fit_limit: int = 0
+    eps: tuple[float, ...] | None = None
+    attacks: tuple[Attack, ...] = ()
+    steps: int | None = None
+    attack_limit: int | None = None
+    corruptions: tuple[str, ...] | None = None
+    severities: tuple[int, ...] | None = None
+    variant: Literal["", "imagenet224", "cifar32"] = ""
+    chunk: int = 64
+    block: int = 256
+    shard: str = ""
+    dry_run: bool = False
+    replace: bool = False
+
+
+class ReportConfig(Record, kw_only=True):
+    """Draw the page from records: `holdfast report runs/b`.
+
+    Attributes:
+        runs: folders of `bench`; several are compared.
+        out: folder for report.html, results.csv, table.tex; empty = the first run.
+        title: of the page.
+    """
+
+    runs: tuple[str, ...] = ()
+    out: str = ""
+    title: str = ""
+
+
+class RunConfig(Record, kw_only=True):
+    """Play a recipe: `holdfast run demo`.
+
+    Attributes:
+        recipe: a shipped recipe's name, or a YAML file.
+        out: folder of its steps; empty = `runs/<name>`.
+        device: for every step that does not say.
+        dry_run: print the steps and their estimates, and stop.
+    """
+
+    recipe: str = ""
+    out: str = ""
+    device: str = "auto"
+    dry_run: bool = False
+
+
+class LsConfig(Record, kw_only=True):
+    """List what exists or what a run holds.
+
+    Attributes:
+        what: models, attacks, corruptions, suites, tasks, methods, recipes, layouts, a run folder, or a weights file.
+        failed: of a run, the failed cells alone, with their errors.
+    """
+
+    what: str = "suites"
+    failed: bool = False

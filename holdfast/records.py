@@ -1,0 +1,384 @@
+"""Cells and results, and how records are read: frozen structs, the same in Python, in YAML and on disk. No torch here.
+
+A record's `digest` is the SHA-256 of its canonical JSON (sorted keys, shortest floats), so that equal records have
+equal names on every machine. A number that has no value is absent with a reason; NaN cannot be stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from holdfast.errors import ConfigError, nearest
+
+SCHEMA = 1
+
+Norm = Literal["linf", "l2"]
+R = TypeVar("R", bound="Record")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every config and result: frozen, keyword-only, refuses unknown fields."""
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(canonical(self)).hexdigest()
+
+
+# -- parts of a cell ---------------------------------------------------------------------------------------------------
+
+
+class Data(Record, kw_only=True):
+    """Which images, and how a file becomes the pixels of a batch.
+
+    Attributes:
+        source: scenes, folder, flat, cifar10, cifar100, mnist, fashion_mnist, stl10, flowers102, food101, imagenet.
+        root: folder that holds it (empty for scenes).
+        split: train, val, test, or what the layout calls it.
+        limit: how many images at most; 0 = all (scenes: how many are drawn).
+        subset: which ones where there are more: drawn by `seed`, or the first.
+        classes: keep these classes alone, labelled in this order; empty = all.
+        seed: of the subset, and of drawn scenes.
+        resize: length in pixels of the shorter side after resizing, before the centre crop; 0 = not resized.
+        size: side of the centre crop in pixels, and so of the batch; 0 = as stored (scenes: 32).
+        interpolation: of the resize.
+        digest_of_images: SHA-256 over ids and labels in order, filled in when the source is opened.
+    """
+
+    source: str
+    root: str = ""
+    split: str = "test"
+    limit: int = 0
+    subset: Literal["random", "first"] = "random"
+    classes: tuple[str, ...] = ()
+    seed: int = 0
+    resize: int = 0
+    size: int = 0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    digest_of_images: str = ""
+
+
+class Model(Record, kw_only=True):
+    """Which encoder.
+
+    Attributes:
+        spec: timm name, `hf-hub:owner/name`, a weights file or a run folder, `package.module:factory`, `random:ARCH`,
+            or `module:NAME` for an `nn.Module` that was handed over in Python.
+        arch: architecture for a bare weights file: a timm name or one of `models.cifar`.
+        options: keyword arguments of the architecture, `("pad_type=same",)`.
+        weights: branch of a training state to read (`teacher`, `student`, `state_dict`); empty = the recognised one.
+        mean: per channel, of pixels in [0, 1]; None = what the checkpoint or timm says.
+        std: per channel; None as above.
+        name: how the page calls it; empty = from `spec`.
+        digest_of_weights: SHA-256 over names, shapes and bytes of parameters and buffers, filled in when loaded.
+    """
+
+    spec: str
+    arch: str = ""
+    options: tuple[str, ...] = ()
+    weights: str = ""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    name: str = ""
+    digest_of_weights: str = ""
+
+
+class Corruption(Record, kw_only=True, tag="corruption", tag_field="stage"):
+    """A corruption stage, on uint8 pixels before any attack.
+
+    Attributes:
+        name: as in `corruptions.names()`.
+        severity: 1 to 5.
+        variant: which severity table; never inferred from the size of the image.
+        seed: of its random field, keyed by image.
+    """
+
+    name: str
+    severity: int
+    variant: Literal["imagenet224", "cifar32"]
+    seed: int = 0
+
+
+class Attack(Record, kw_only=True, tag="attack", tag_field="stage"):
+    """An attack stage.
+
+    Attributes:
+        method: pgd.
+        through: task whose head the attack differentiates through: embedding or classification.
+        push: the harm that is raised: mse, l2, cosine (embedding); ce, margin (classification).
+        norm: of the ball.
+        eps: radius in pixel units of [0, 1].
+        alpha: step size in pixel units; 0 = 2.5 * eps / steps (Madry et al. 2018) for L2, max(eps / 4, that) for Linf.
+        steps: gradient steps.
+        restarts: independent starts; the worst by score is kept.
+        start: random in the ball, or the clean image (refused where its gradient is zero).
+        seed: of the random start, keyed by image and restart.
+    """
+
+    method: str = "pgd"
+    through: Literal["embedding", "classification"] = "classification"
+    push: str = "ce"
+    norm: Norm = "linf"
+    eps: float = 8 / 255
+    alpha: float = 0.0
+    steps: int = 20
+    restarts: int = 1
+    start: Literal["random", "zero"] = "random"
+    seed: int = 0
+
+
+Stage = Corruption | Attack
+
+
+class Judge(Record, kw_only=True):
+    """A task with its head.
+
+    Attributes:
+        task: embedding or classification.
+        head: own (the checkpoint's), linear (fitted on `fit`), bank (embedding: the clean embeddings of `fit`).
+        level: of the features that the head reads: pooled, patch, stage3, block11, cls4...
+        fit: images that the head was fitted on; None for an own head.
+        digest_of_head: SHA-256 of a head that was given; empty where encoder, `fit` and level determine it.
+    """
+
+    task: Literal["embedding", "classification"]
+    head: Literal["own", "linear", "bank"]
+    level: str = "pooled"
+    fit: Data | None = None
+    digest_of_head: str = ""
+
+
+class Cell(Record, kw_only=True):
+    """One point of the grid: data x stages x encoder x judge. Its digest names its record."""
+
+    data: Data
+    stages: tuple[Stage, ...] = ()
+    encoder: Model
+    judge: Judge
+
+    @property
+    def id(self) -> str:
+        """The first twelve digits of the digest."""
+        return self.digest()[:12]
+
+    @property
+    def corruption(self) -> Corruption | None:
+        """The corruption stage, if there is one."""
+        return next((s for s in self.stages if isinstance(s, Corruption)), None)
+
+    @property
+    def attack(self) -> Attack | None:
+        """The attack stage, if there is one."""
+        return next((s for s in self.stages if isinstance(s, Attack)), None)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+class Metric(Record, kw_only=True):
+    """A number with its evidence, or the reason for its absence.
+
+    Attributes:
+        name: accuracy, loss, cosine_drift, quantile, neighbour_flips, knn_accuracy...
+        value: in the unit named; None where `reason` says why.
+        n: images behind it.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        higher_is_better: for the owner of the encoder.
+        unit: fraction, distance, nats...
+        interval: how the interval was made: wilson, or bootstrap with its count.
+        reason: why there is no value.
+    """
+
+    name: str
+    value: float | None = None
+    n: int = 0
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool = True
+    unit: str = "fraction"
+    interval: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = [v for v in (self.value, self.low, self.high) if v is not None]
+        if not all(math.isfinite(v) for v in numbers):
+            raise ValueError(f"metric {self.name}: {numbers} is not finite; leave it out and give a reason")
+        if self.value is None and not self.reason:
+            raise ValueError(f"metric {self.name} has neither a value nor a reason for its absence")
+
+
+class Cost(Record, kw_only=True):
+    """What a cell took: wall seconds, images forwarded and back-propagated (counted per image), peak memory in MB."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    peak_mb: float = 0.0
+
+
+class Environment(Record, kw_only=True):
+    """Where a number was made."""
+
+    holdfast: str
+    commit: str
+    python: str
+    torch: str
+    device: str
+    threads: int
+    platform: str
+
+
+class Result(Record, kw_only=True):
+    """The record of one cell: `cells/<id>.json`; its per-image outcomes lie in `images/<id>.npz` under their names.
+
+    Attributes:
+        id: of the cell.
+        cell: what was measured.
+        status: done, or failed with `error`.
+        metrics: numbers with evidence.
+        cost: of this cell (a job's shared work is divided equally among its cells).
+        environment: versions and hardware.
+        chunk: images per forward pass (padded to it): last digits depend on it.
+        asked: images that were asked for; metrics say how many were used.
+        warnings: in words.
+        error: the traceback of a failed cell.
+    """
+
+    schema: int = SCHEMA
+    id: str
+    cell: Cell
+    status: Literal["done", "failed"]
+    metrics: tuple[Metric, ...] = ()
+    cost: Cost = Cost()
+    environment: Environment
+    chunk: int = 0
+    asked: int = 0
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, or None where the cell has none."""
+        return next((m for m in self.metrics if m.name == name), None)
+
+
+# -- reading and writing -----------------------------------------------------------------------------------------------
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON of a record or of builtins: sorted keys, shortest floats."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def pretty(record: Record) -> str:
+    """Indented JSON, keys sorted."""
+    return msgspec.json.format(canonical(record), indent=1).decode()
+
+
+def to_yaml(record: Record) -> str:
+    """The record as YAML, every field written out."""
+    return msgspec.yaml.encode(record).decode()
+
+
+def read_json(kind: type[R], text: bytes) -> R:
+    """A record from its JSON; `ConfigError` names the field that does not fit."""
+    return build(kind, msgspec.json.decode(text))
+
+
+def build(kind: type[R], fields: Mapping[str, Any], *, origin: str = "") -> R:
+    """Make a record from plain values, as YAML, JSON and keyword arguments give them.
+
+    A string such as `"8/255"` is read as a number where the field is one.
+
+    Args:
+        kind: the struct.
+        fields: names and values; nested mappings and lists for nested records.
+        origin: where they come from, for the message (`demo.yaml`).
+
+    Returns:
+        The record.
+
+    Raises:
+        ConfigError: a field is unknown (the nearest is named), or a value does not fit.
+    """
+    try:
+        return msgspec.convert(_numbers(kind, fields), kind, str_keys=False)
+    except msgspec.ValidationError as error:
+        raise _explained(kind, error, origin) from None
+
+
+def number(text: str) -> float:
+    """Read what a person types for a number: `8/255`, `0.03`, `1e-3`.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return float(Fraction(text)) if "/" in text and "." not in text else _quotient(text)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f'"{text}" is not a number.', next='Write 0.03 or "8/255".') from None
+
+
+_FRACTION = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*/\s*[\d.]+\s*$", re.IGNORECASE)
+
+
+def _quotient(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom) if bottom else float(top)
+
+
+def _numbers(kind: Any, value: Any) -> Any:
+    """`value` with fractions in strings read as numbers, wherever `kind` has a float."""
+    info = kind if isinstance(kind, msgspec.inspect.Type) else msgspec.inspect.type_info(kind)
+    if isinstance(info, msgspec.inspect.UnionType):
+        fit = [t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)]
+        structs = [t for t in fit if isinstance(t, msgspec.inspect.StructType)]
+        if isinstance(value, Mapping):
+            tags = {t.tag: t for t in structs}
+            chosen = tags.get(value.get("stage"), structs[0] if len(structs) == 1 else None)
+            return _numbers(chosen, value) if chosen else value
+        return _numbers(fit[0], value) if len(fit) == 1 else value
+    if isinstance(info, msgspec.inspect.FloatType):
+        return number(value) if isinstance(value, str) and _FRACTION.match(value) else value
+    if isinstance(info, msgspec.inspect.StructType) and isinstance(value, Mapping):
+        types = {f.encode_name: f.type for f in info.fields}
+        return {k: _numbers(types[k], v) if k in types else v for k, v in value.items()}
+    if isinstance(info, msgspec.inspect.VarTupleType) and isinstance(value, list | tuple):
+        return [_numbers(info.item_type, v) for v in value]
+    if isinstance(info, msgspec.inspect.TupleType) and isinstance(value, list | tuple):
+        return [_numbers(t, v) for t, v in zip(info.item_types, value, strict=False)]
+    return value
+
+
+def _explained(kind: type[Record], error: msgspec.ValidationError, origin: str) -> ConfigError:
+    text, where = str(error), f"{origin}: " if origin else ""
+    unknown = re.search(r"unknown field `([^`]+)`(?: - at `([^`]+)`)?", text)
+    if unknown:
+        place = f" at {unknown[2]}" if unknown[2] else ""
+        hint = nearest(unknown[1], _field_names(kind, unknown[2] or "$"))
+        return ConfigError(f'{where}unknown field "{unknown[1]}"{place} of {kind.__name__}.', next=hint)
+    return ConfigError(f"{where}{kind.__name__}: {text}.", next="holdfast <verb> --help says what each field takes.")
+
+
+def _field_names(kind: type[Record], path: str) -> tuple[str, ...]:
+    """Names of the fields of the struct that `path` (`$.attacks[0]`) leads to."""
+    info: Any = msgspec.inspect.type_info(kind)
+    for part in re.findall(r"\.(\w+)", path):
+        field = next((f for f in info.fields if f.encode_name == part), None)
+        if field is None:
+            break
+        info = field.type
+        while not isinstance(info, msgspec.inspect.StructType):
+            inner = getattr(info, "item_type", None) or next(
+                (t for t in getattr(info, "types", ()) if not isinstance(t, msgspec.inspect.NoneType)), None
+            )
+            if inner is None:
+                return ()
+            info = inner
+    return tuple(f.encode_name for f in info.fields)
