@@ -162,11 +162,13 @@ class BenchConfig(OnImages, kw_only=True):
         out: folder of the records; the same command continues it.
         suite: quick, standard, full: what None below stands for.
         tasks: judges of every condition.
+        head: own = the checkpoint's own classification head, linear = fitted here; auto = own where there is one.
         level: features that the heads read.
         fit_split: split that linear heads and banks are fitted on, where the checkpoint has no head of its own.
         fit_limit: at most so many images to fit on; 0 = all.
-        eps: radii of the attacks in pixel units.
-        attacks: attack records for `eps` to be filled into (YAML and Python); empty = the suite's.
+        norm: of the balls; empty = as the attacks say. Another norm needs `eps`.
+        eps: radii in pixel units that replace those of the attacks.
+        attacks: attack records (YAML and Python); empty = the suite's.
         steps: gradient steps of every attack; None = as in the attack records.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
@@ -188,9 +190,11 @@ class BenchConfig(OnImages, kw_only=True):
     out: str = ""
     suite: str = "quick"
     tasks: tuple[Literal["classification", "embedding"], ...] = ("classification", "embedding")
+    head: Literal["auto", "own", "linear"] = "auto"
     level: str = "pooled"
     fit_split: str = "train"
     fit_limit: int = 0
+    norm: Literal["", "linf", "l2"] = ""
     eps: tuple[float, ...] | None = None
     attacks: tuple[Attack, ...] = ()
     steps: int | None = None

@@ -1,0 +1,183 @@
+"""Which images: from what a person types to a source that can be read.
+
+`parse` splits "cifar10:folder", "scenes" or a folder's path into kind and root, `images` makes the record,
+`open_source` opens it and checks what can be checked before the first batch. `holdfast ls layouts` shows `layouts()`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from holdfast.data import folders, listings, official
+from holdfast.data.batches import Source
+from holdfast.errors import DataError, nearest
+from holdfast.records import Data
+
+_READERS: Mapping[str, Callable[[Path], listings.Splits]] = {
+    **official.READERS,
+    "folder": folders.class_folders,
+    "flat": folders.flat,
+    "imagenet": folders.wnid_folders,
+}
+
+_LAYOUTS = {
+    "scenes": "drawn shapes with class, mask and depth; no files: --data scenes",
+    "folder": "split/class/*.jpg, or class/*.jpg (then --split all); classes are those of the training split, sorted",
+    "flat": "*.jpg, at any depth, without labels: for embedding attacks; --split all, or the name of a sub-folder",
+    "imagenet": "split/wnid/*.JPEG with the official labels of ImageNet-1k: --data imagenet:folder --split val",
+    "cifar10": "cifar-10-batches-py/ with data_batch_1 to 5, test_batch, batches.meta: --data cifar10:folder",
+    "cifar100": "cifar-100-python/ with train, test, meta; fine labels: --data cifar100:folder",
+    "mnist": "MNIST/raw/*-ubyte or *-ubyte.gz; grey becomes RGB: --data mnist:folder",
+    "fashion_mnist": "FashionMNIST/raw/*-ubyte or *-ubyte.gz; grey becomes RGB: --data fashion_mnist:folder",
+    "stl10": "stl10_binary/*_X.bin and *_y.bin; splits train, test, unlabeled (no labels): --data stl10:folder",
+    "flowers102": "flowers-102/jpg, imagelabels.mat, setid.mat; splits train, val, test: --data flowers102:folder",
+    "food101": "food-101/images/class/*.jpg, meta/train.json, meta/test.json: --data food101:folder",
+}
+
+
+def layouts() -> dict[str, str]:
+    """Kinds of source, and in one line each what it looks like on disk."""
+    return dict(_LAYOUTS)
+
+
+def parse(text: str) -> tuple[str, str]:
+    """What a person types for images.
+
+    Args:
+        text: "scenes", "kind:folder", or a folder. A folder that holds an official set is read as that set; else as
+            class folders where it has any folder, else as flat.
+
+    Returns:
+        Kind (one of `layouts()`) and root ("" for scenes).
+
+    Raises:
+        DataError: an unknown kind, no folder there, or a folder with several official sets.
+    """
+    if text == "scenes":
+        return "scenes", ""
+    kind, colon, root = text.partition(":")
+    if colon and kind in _READERS:
+        return kind, str(_folder(root, kind))
+    if colon and re.fullmatch(r"\w{2,}", kind) and not Path(text).exists():
+        raise DataError(f"There is no source {kind!r}.", asked=f"Images of {text!r}.", next=nearest(kind, _LAYOUTS))
+    if text in _READERS and not Path(text).exists():
+        raise DataError(f"{text!r} needs a folder.", next=f"Type --data {text}:folder.")
+    path = _folder(text, "")
+    named = [name for name, marker in official.MARKERS.items() if marker in (path.name, *folders.subfolders(path))]
+    sets = [name for name in named if _READERS[name](path)]
+    if len(sets) > 1:
+        raise DataError(f"{path} holds {' and '.join(sets)}.", next=f"Say which one: --data {sets[0]}:{path}.")
+    if sets:
+        return sets[0], str(path)
+    return ("folder" if folders.subfolders(path) else "flat"), str(path)
+
+
+def images(
+    text: str,
+    *,
+    split: str = "",
+    default_split: str = "test",
+    limit: int = 0,
+    subset: Literal["random", "first"] = "random",
+    classes: str | Sequence[str] = "",
+    seed: int = 0,
+    size: int = 0,
+    resize: int = 0,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Data:
+    """The record of which images, from the fields of a verb (as many arguments as the record has fields).
+
+    Args:
+        text: as `parse`.
+        split: as typed; empty = `default_split` where it exists, else "all" where there are no splits, else "val" for
+            "test".
+        default_split: the verb's own: train to learn, test to measure.
+        limit: at most so many images; 0 = all.
+        subset: drawn by `seed`, or the first.
+        classes: a file with one per line, comma-separated names, or a sequence of names; empty = all.
+        seed: of the subset.
+        size: side of the centre crop in pixels; 0 = as stored.
+        resize: shorter side in pixels before the crop; 0 = not resized.
+        interpolation: of the resize.
+
+    Returns:
+        The record; nothing is opened yet.
+
+    Raises:
+        DataError: as `parse`; or numbers that contradict each other.
+    """
+    kind, root = parse(text)
+    if min(limit, size, resize) < 0:
+        raise DataError(
+            f"limit {limit}, size {size}, resize {resize}.", asked="Counts of images and pixels.", next="Use 0 or more."
+        )
+    if 0 < resize < size:
+        raise DataError(
+            f"A shorter side of {resize} pixels cannot hold a crop of {size}.", next=f"Use --resize {size} or more."
+        )
+    return Data(
+        source=kind,
+        root=root,
+        split=split or _own_split(kind, root, default_split),
+        limit=limit,
+        subset=subset,
+        classes=listings.named_classes(classes) if isinstance(classes, str) else tuple(classes),
+        seed=seed,
+        resize=resize,
+        size=size,
+        interpolation=interpolation,
+    )
+
+
+def open_source(data: Data) -> Source:
+    """Open what a record names.
+
+    Args:
+        data: which images; a digest in it must be met.
+
+    Returns:
+        The source; its `data` has `digest_of_images` filled in.
+
+    Raises:
+        DataError: an unknown kind, a missing folder, split or class, an empty class folder, classes that the training
+            split has not, images beside class folders, an unreadable file, different sizes, another digest.
+    """
+    if data.source == "scenes":
+        from holdfast.data.scenes import Scenes
+
+        return Scenes(data)
+    if data.source not in _READERS:
+        raise DataError(f"There is no source {data.source!r}.", next=nearest(data.source, _LAYOUTS))
+    return listings.stored(data, _READERS[data.source](_folder(data.root, data.source)))
+
+
+def _own_split(kind: str, root: str, wanted: str) -> str:
+    there = [wanted] if kind == "scenes" else list(_READERS[kind](Path(root)))
+    if wanted in there:
+        return wanted
+    if "all" in there:
+        return "all"
+    return "val" if wanted == "test" and "val" in there else wanted
+
+
+def _folder(text: str, kind: str) -> Path:
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    asked = f"Images of {text!r} were asked for."
+    if text and path.is_file():
+        raise DataError(f"{path} is a file.", asked=asked, next=f"Give its folder: --data {path.parent}.")
+    parent = path.parent
+    beside = folders.subfolders(parent) if text and parent.is_dir() else []
+    found = f" {parent} holds: {', '.join(beside[:8])}{'...' if len(beside) > 8 else ''}." if beside else ""
+    hint = nearest(path.name, beside) if text else ""
+    if not kind and not hint.startswith("Perhaps"):
+        hint = nearest(text, _LAYOUTS)
+    raise DataError(
+        f"No folder {text or '(none given)'}.{found}",
+        asked=asked if text else f"Images of kind {kind} were asked for.",
+        next=hint if hint.startswith("Perhaps") else f"Type --data {kind or 'folder'}:path, or a folder that exists.",
+    )

@@ -1,0 +1,253 @@
+"""One block of a job: its pixels decoded, corrupted and attacked once, then judged by every cell of the job.
+
+Everything goes through the encoder in chunks padded to one size, so that a verdict does not depend on the block.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from holdfast.attacks.balls import ball
+from holdfast.attacks.executor import Found, pursue
+from holdfast.attacks.harm import Harm, Rows, See
+from holdfast.attacks.methods import build
+from holdfast.corruptions.table import corrupt
+from holdfast.data.batches import Batch, Source, batches
+from holdfast.errors import TrustError
+from holdfast.evaluation.plan import Job
+from holdfast.models.encoder import Encoder
+from holdfast.records import Attack, Cell, Corruption, Data, Model
+from holdfast.tasks.task import Task, still, victim
+
+Outcomes = dict[str, npt.NDArray[np.generic]]
+KEPT_BYTES = 512 << 20
+KEPT_VECTORS = 128 << 20
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Bench:
+    """Where a job finds its images, encoders and tasks, and what it has cost so far.
+
+    Attributes:
+        source: opens images.
+        encoder: loads an encoder, on the device, once.
+        task: the judge of a cell with its head, once.
+        device: where pixels go.
+        check: called before each chunk; raises `Interrupted` to stop.
+        forwards: images forwarded so far.
+        backwards: images back-propagated so far.
+        clean: vectors of clean chunks, the latest up to `KEPT_VECTORS` bytes.
+    """
+
+    source: Callable[[Data], Source]
+    encoder: Callable[[Model], Encoder]
+    task: Callable[[Cell], Task]
+    device: torch.device
+    check: Callable[[], None] = lambda: None
+    forwards: int = 0
+    backwards: int = 0
+    clean: OrderedDict[tuple[object, ...], Tensor] = field(default_factory=OrderedDict)
+    _decoded: OrderedDict[tuple[str, int, int, int], list[Batch]] = field(default_factory=OrderedDict)
+
+    def batches(self, data: Data, indices: range, chunk: int) -> list[Batch]:
+        """The decoded block in chunks; the latest blocks are kept, up to `KEPT_BYTES`."""
+        key = (data.digest(), indices.start, indices.stop, chunk)
+        if key not in self._decoded:
+            self._decoded[key] = list(batches(self.source(data), size=chunk, indices=indices))
+            while len(self._decoded) > 1 and sum(_bytes(block) for block in self._decoded.values()) > KEPT_BYTES:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(key)
+        return self._decoded[key]
+
+    def counting(self, see: See) -> See:
+        """`see`, counted."""
+
+        def counted(pixels: Tensor) -> Mapping[str, Tensor]:
+            self.forwards += len(pixels)
+            self.backwards += len(pixels) * torch.is_grad_enabled()
+            return see(pixels)
+
+        return counted
+
+
+def _bytes(block: Sequence[Batch]) -> int:
+    return sum(batch.pixels.nbytes for batch in block)
+
+
+class Made(NamedTuple):
+    """Pixels of a chunk, padded.
+
+    Attributes:
+        clean: as decoded.
+        before: the attack: corrupted or clean.
+        after: all stages: what is judged.
+        rounded: `after` in steps of 1/255, as an 8-bit file would hold it.
+        found: by the attack; None where there is none.
+    """
+
+    clean: Tensor
+    before: Tensor
+    after: Tensor
+    rounded: Tensor
+    found: Found | None
+
+
+def outcomes(job: Job, indices: range, chunk: int, bench: Bench) -> dict[str, Outcomes]:
+    """Per-image outcomes of one block, by cell.
+
+    Args:
+        job: what is measured.
+        indices: of the images in the job's source.
+        chunk: images per pass, at least 8; the last pass is padded.
+        bench: images, encoders, tasks.
+
+    Returns:
+        By cell id: "id" and the outcomes of the cell's task, arrays [n] each; attacked cells also hold `attack_*` and
+        `rounded_*`.
+
+    Raises:
+        TrustError: an outcome is not finite, or an attack left its ball.
+    """
+    parts: dict[str, list[Outcomes]] = {cell.id: [] for cell in job.cells}
+    for batch in bench.batches(job.data, indices, chunk):
+        bench.check()
+        pixels, rows = padded(batch, chunk, bench.device)
+        made = make(job, pixels, rows, bench)
+        views = Views(bench, (tuple(batch.ids), chunk), made.clean)
+        for cell in job.cells:
+            found = _judged(cell, made, rows, views)
+            parts[cell.id].append({"id": np.array(batch.ids), **_arrays(found, len(batch.ids))})
+    return {name: joined(found) for name, found in parts.items()}
+
+
+class Views:
+    """Vectors of one chunk's images, computed once for all tasks that read the same level of the same encoder.
+
+    Args:
+        bench: counts, and keeps the vectors of clean images for the next condition.
+        name: of the clean chunk.
+        clean: its pixels.
+    """
+
+    def __init__(self, bench: Bench, name: tuple[tuple[str, ...], int], clean: Tensor) -> None:
+        self.bench, self.name, self.clean = bench, name, clean
+        self._vectors: dict[tuple[str, str, int], Tensor] = {}
+
+    def see(self, encoder: Encoder, digest: str, task: Task) -> See:
+        """As `tasks.task.seer`, from what was computed before."""
+        return lambda pixels: task.read(encoder, self._vector(encoder, digest, task.level, pixels))
+
+    def _vector(self, encoder: Encoder, digest: str, level: str, pixels: Tensor) -> Tensor:
+        if pixels is self.clean:
+            kept, key = self.bench.clean, (digest, level, *self.name)
+            if key not in kept:
+                kept[key] = self._computed(encoder, level, pixels)
+                while sum(vector.nbytes for vector in kept.values()) > KEPT_VECTORS:
+                    kept.popitem(last=False)
+            return kept[key]
+        place = (digest, level, id(pixels))
+        if place not in self._vectors:
+            self._vectors[place] = self._computed(encoder, level, pixels)
+        return self._vectors[place]
+
+    def _computed(self, encoder: Encoder, level: str, pixels: Tensor) -> Tensor:
+        self.bench.forwards += len(pixels)
+        return encoder.vector(pixels, level)
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of consecutive images in one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def padded(batch: Batch, chunk: int, device: torch.device) -> tuple[Tensor, Rows]:
+    """Pixels and rows of a batch on the device, repeated up to `chunk` rows."""
+    at = torch.arange(chunk) % len(batch.ids)
+    return batch.pixels[at].to(device), {name: row[at].to(device) for name, row in batch.rows.items()}
+
+
+def make(job: Job, clean: Tensor, rows: Rows, bench: Bench) -> Made:
+    """The pixels that a job judges: corrupted, then attacked, where it has such stages."""
+    before, after, found = clean, clean, None
+    for stage in job.stages:
+        if isinstance(stage, Corruption):
+            before = after = corrupted(after, stage, rows)
+        else:
+            before = after
+            found = attacked(job, stage, clean, before, rows, bench)
+            after = found.pixels
+    return Made(clean, before, after, after if found is None else (after * 255).round() / 255, found)
+
+
+def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:
+    """A corruption of pixels in [0, 1]: to bytes, which is exact for decoded images, and back."""
+    images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    changed = corrupt(images, corruption, rows["key"])
+    return changed.permute(0, 3, 1, 2).to(pixels.dtype) / 255
+
+
+def attacked(job: Job, attack: Attack, clean: Tensor, start: Tensor, rows: Rows, bench: Bench) -> Found:
+    """One padded chunk attacked through the head that the stage names.
+
+    Raises:
+        TrustError: the result is outside its ball or the box, checked here in float64 and apart from the attack.
+    """
+    cell = next(cell for cell in job.cells if cell.judge.task == attack.through)
+    encoder, task = bench.encoder(cell.encoder), bench.task(cell)
+    method, stages = build(attack)
+    with victim(encoder, task, attack.push) as harm:
+        see = bench.counting(harm.see)
+        eps = torch.full((len(start),), attack.eps, device=start.device)
+        truth = {**task.truth(clean, rows, see), "eps": eps}
+        (found,) = pursue(
+            method,
+            Harm(see, harm.push, harm.score),
+            start,
+            truth,
+            stages,
+            slots=len(start),
+            stop="lost" if task.stop else "never",
+        )
+    norm = ball(attack.norm).norm(found.pixels.double() - start.double())
+    furthest, low, high = float(norm.max()), float(found.pixels.min()), float(found.pixels.max())
+    if not (furthest <= attack.eps + TOLERANCE and low >= 0 and high <= 1):
+        raise TrustError(
+            f"An image left its ball: norm {furthest:.9g} for eps {attack.eps:.9g}, pixels in [{low:g}, {high:g}].",
+            next="Please report it with the cell's config.",
+        )
+    return found._replace(trace={**found.trace, "norm": norm, "score": found.score})
+
+
+def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tensor]:
+    encoder, task = views.bench.encoder(cell.encoder), views.bench.task(cell)
+    with still(encoder, task), torch.no_grad():
+        see = views.see(encoder, cell.encoder.digest_of_weights, task)
+        truth = task.truth(made.clean, rows, see)
+        found = task.outcome(see(made.after), truth)
+        if made.found is not None:
+            rounded = task.outcome(see(made.rounded), truth)
+            found |= {f"rounded_{name}": part for name, part in rounded.items() if part.dtype == torch.bool}
+            found |= {f"attack_{name}": part for name, part in made.found.trace.items()}
+    for name, part in found.items():
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            raise TrustError(f"{name} of {cell.encoder.spec} is not finite.", next="Look for overflow in the encoder.")
+    return found
+
+
+def _arrays(found: Mapping[str, Tensor], n: int) -> Outcomes:
+    return {name: part[:n].detach().cpu().numpy() for name, part in found.items()}
+
+
+def spans(n: int, block: int) -> Iterator[range]:
+    """The blocks of n images."""
+    for first in range(0, n, block):
+        yield range(first, min(first + block, n))

@@ -1,0 +1,284 @@
+"""From a config to cells, and from cells to jobs: what is measured. Suites are named grids with a version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from holdfast.configs import BenchConfig
+from holdfast.corruptions.table import names as corruption_names
+from holdfast.errors import ConfigError, nearest
+from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
+
+ENCODERS_PER_JOB = 4
+
+
+class Suite(Record, kw_only=True):
+    """A named grid.
+
+    Attributes:
+        name: of the suite.
+        version: raised whenever a number of it would change.
+        limit: images; 0 = all.
+        attack_limit: of them attacked; 0 = all.
+        corruptions: names; empty = all that exist.
+        severities: of each.
+        attacks: each with its epsilon.
+        about: in one line.
+    """
+
+    name: str
+    version: int = 1
+    limit: int
+    attack_limit: int
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    attacks: tuple[Attack, ...] = ()
+    about: str
+
+
+def _grid(eps: Iterable[float], templates: Iterable[Attack]) -> tuple[Attack, ...]:
+    return tuple(msgspec.structs.replace(attack, eps=e) for attack in templates for e in eps)
+
+
+_LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            name="quick",
+            limit=500,
+            attack_limit=200,
+            attacks=_grid(
+                _LINF, (Attack(push="ce", steps=10), Attack(through="embedding", push="mse", steps=10))
+            ),
+            about="500 images, 200 of them attacked with PGD-10 on six Linf radii: a first look",
+        ),
+        Suite(
+            name="standard",
+            limit=5000,
+            attack_limit=1000,
+            attacks=_grid(
+                _LINF,
+                (
+                    Attack(push="ce", steps=50),
+                    Attack(push="margin", steps=50),
+                    Attack(through="embedding", push="mse", steps=20),
+                    Attack(through="embedding", push="cosine", steps=20),
+                ),
+            ),
+            about="5,000 images, 1,000 of them attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
+        ),
+        Suite(
+            name="full",
+            limit=0,
+            attack_limit=0,
+            attacks=_grid(
+                _LINF,
+                (
+                    Attack(push="ce", steps=100, restarts=5),
+                    Attack(push="margin", steps=100, restarts=5),
+                    Attack(through="embedding", push="mse", steps=50, restarts=2),
+                    Attack(through="embedding", push="cosine", steps=50, restarts=2),
+                ),
+            ),
+            about="every image, PGD-100 with five restarts on two harms, EmbedAttack with 50 steps twice",
+        ),
+    )
+}
+
+
+class Subject(NamedTuple):
+    """One encoder with the images that it is shown.
+
+    Attributes:
+        model: with its digest.
+        images: what clean and corrupted accuracy is measured on.
+        attacked: the subset of them that is attacked.
+        fit: what heads and banks are fitted on; None = there is no such split, and the bank is made of `images`.
+        own_head: whether the checkpoint's own head judges classification.
+    """
+
+    model: Model
+    images: Data
+    attacked: Data
+    fit: Data | None
+    own_head: bool
+
+
+class Job(NamedTuple):
+    """Cells whose pixels are made together: one data and one list of stages; with an attack, one encoder."""
+
+    data: Data
+    stages: tuple[Stage, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        """Names the job's unfinished blocks: the same for the same cells."""
+        return "-".join(cell.id for cell in self.cells[:1]) + f"-{len(self.cells)}"
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name; `ConfigError` names the nearest."""
+    if name not in SUITES:
+        raise ConfigError(f'no suite is called "{name}".', next=nearest(name, SUITES))
+    return SUITES[name]
+
+
+def settled(config: BenchConfig) -> BenchConfig:
+    """The config with everything that was left to the suite written out.
+
+    Raises:
+        ConfigError: an unknown suite or corruption; a norm without radii; an attack that cannot be.
+    """
+    chosen = suite(config.suite)
+    corruptions = chosen.corruptions or corruption_names()
+    if config.corruptions is not None:
+        corruptions = _corruptions(config.corruptions)
+    return msgspec.structs.replace(
+        config,
+        limit=config.limit or chosen.limit,
+        attack_limit=chosen.attack_limit if config.attack_limit is None else config.attack_limit,
+        corruptions=corruptions,
+        severities=chosen.severities if config.severities is None else config.severities,
+        attacks=_attacks(config, config.attacks or chosen.attacks),
+        eps=None,
+        steps=None,
+        norm="",
+    )
+
+
+def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
+    """Every cell of the grid, clean first, then corruptions, then attacks.
+
+    Args:
+        config: as `settled` returns it.
+        subjects: the encoders with their images.
+
+    Raises:
+        ConfigError: corruptions without a severity table.
+    """
+    corrupted: list[tuple[Stage, ...]] = [
+        (Corruption(name=name, severity=severity, variant=_variant(config), seed=config.seed),)
+        for name in config.corruptions or ()
+        for severity in config.severities or ()
+    ]
+    grid = []
+    for subject in subjects:
+        judges = [_judge(config, subject, task) for task in config.tasks]
+        for stages in [(), *corrupted]:
+            grid += [
+                Cell(data=subject.images, stages=stages, encoder=subject.model, judge=judge) for judge in judges
+            ]
+        for attack in config.attacks:
+            grid += [
+                Cell(data=subject.attacked, stages=(attack,), encoder=subject.model, judge=judge) for judge in judges
+            ]
+    return grid
+
+
+def jobs(grid: Sequence[Cell], *, shard: str = "") -> list[Job]:
+    """Cells whose pixels are made together, in a fixed order; of them every n-th where `shard` is `i/n`.
+
+    Raises:
+        ConfigError: a shard that is not `i/n` with 1 <= i <= n.
+    """
+    groups: dict[bytes, list[Cell]] = {}
+    for cell in grid:
+        attacked = cell.attack is not None
+        key = msgspec.json.encode((cell.data, cell.stages, cell.encoder if attacked else None), order="deterministic")
+        groups.setdefault(key, []).append(cell)
+    made = [Job(part[0].data, part[0].stages, tuple(part)) for group in groups.values() for part in _few(group)]
+    first, every = _shard(shard)
+    return made[first::every]
+
+
+def _few(group: list[Cell]) -> list[list[Cell]]:
+    """The cells of a group, at most `ENCODERS_PER_JOB` encoders together."""
+    encoders = list(dict.fromkeys(cell.encoder.digest() for cell in group))
+    places = {digest: at // ENCODERS_PER_JOB for at, digest in enumerate(encoders)}
+    parts: dict[int, list[Cell]] = {}
+    for cell in group:
+        parts.setdefault(places[cell.encoder.digest()], []).append(cell)
+    return list(parts.values())
+
+
+def _shard(text: str) -> tuple[int, int]:
+    if not text:
+        return 0, 1
+    part, slash, of = text.partition("/")
+    if not (slash and part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
+        raise ConfigError(f'shard "{text}" is not i/n with 1 <= i <= n.', next="Write --shard 1/4 ... --shard 4/4.")
+    return int(part) - 1, int(of)
+
+
+def _judge(config: BenchConfig, subject: Subject, task: str) -> Judge:
+    if task == "embedding":
+        return Judge(task="embedding", head="bank", level=config.level, fit=subject.fit or subject.images)
+    if subject.own_head:
+        return Judge(task="classification", head="own")
+    return Judge(task="classification", head="linear", level=config.level, fit=subject.fit)
+
+
+def _corruptions(asked: tuple[str, ...]) -> tuple[str, ...]:
+    known = corruption_names()
+    if asked == ("none",):
+        return ()
+    if asked == ("all",):
+        return known
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f'no corruption is called "{name}".', next=nearest(name, known))
+    return asked
+
+
+def _variant(config: BenchConfig) -> str:
+    if not config.variant:
+        raise ConfigError(
+            "Corruptions need a severity table and none was named; it is not guessed from the size of the images.",
+            next="Add --variant imagenet224 (ImageNet-C) or --variant cifar32 (CIFAR-10-C), or --corruptions none.",
+        )
+    return config.variant
+
+
+def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, ...]:
+    if config.norm and config.eps is None and any(attack.norm != config.norm for attack in attacks):
+        raise ConfigError(
+            f"Radii of another norm cannot be taken for {config.norm}.", next=f"Add --norm {config.norm} --eps ..."
+        )
+    changed = [
+        msgspec.structs.replace(
+            attack,
+            norm=config.norm or attack.norm,
+            steps=attack.steps if config.steps is None else config.steps,
+            seed=attack.seed or config.seed,
+        )
+        for attack in attacks
+        if attack.through in config.tasks
+    ]
+    if config.eps is not None:
+        templates = list(dict.fromkeys(msgspec.structs.replace(attack, eps=1.0) for attack in changed))
+        changed = list(_grid(config.eps, templates))
+    for attack in changed:
+        _check(attack)
+    return tuple(changed)
+
+
+def _check(attack: Attack) -> None:
+    if not attack.eps > 0 or attack.steps < 1 or attack.restarts < 1 or attack.alpha < 0:
+        raise ConfigError(
+            f"an attack with eps {attack.eps:g}, alpha {attack.alpha:g}, {attack.steps} steps, "
+            f"{attack.restarts} restarts.",
+            next="eps must be above 0 (pixels span [0, 1]; write 8/255), steps and restarts at least 1.",
+        )
+    if attack.norm == "linf" and attack.eps > 1:
+        raise ConfigError(
+            f"eps {attack.eps:g} is more than the whole range of a pixel.", next=f"Write {attack.eps:g}/255."
+        )
+    if attack.start == "zero" and attack.through == "embedding":
+        raise ConfigError(
+            "An embedding attack from the clean image: its gradient is exactly zero there.", next='Use start "random".'
+        )

@@ -1,0 +1,232 @@
+"""Works a grid off, job by job and block by block; what is finished is on disk, and the same call continues."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from holdfast import disk
+from holdfast.attacks.executor import SMALLEST
+from holdfast.corruptions.table import notes
+from holdfast.errors import CellsFailed, Interrupted, MemoryShortage
+from holdfast.evaluation import statistics
+from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
+from holdfast.evaluation.environment import environment
+from holdfast.evaluation.pictures import pictures
+from holdfast.evaluation.plan import Job
+from holdfast.evaluation.store import Store
+from holdfast.progress import Bar
+from holdfast.records import Cell, Corruption, Cost, Metric, Result, Stage
+from holdfast.signals import Stopping
+from holdfast.tasks.task import Measure, Task
+
+
+@dataclass
+class Run:
+    """A grid being worked off.
+
+    Attributes:
+        bench: images, encoders, tasks.
+        store: where records and blocks go.
+        chunk: images per pass; halved when memory is short.
+        block: images per block.
+        cells: how many there are.
+        done: how many of them are on disk.
+        failed: how many failed in this run.
+        warnings: for every record from here on.
+    """
+
+    bench: Bench
+    store: Store
+    chunk: int
+    block: int
+    cells: int = 0
+    done: int = 0
+    failed: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def work(todo: Sequence[Job], run: Run) -> None:
+    """Work jobs off; finished ones are passed over, those that another process holds are left to it.
+
+    Args:
+        todo: as `plan.jobs` returns them.
+        run: where to find and to put things; counts are kept in it.
+
+    Raises:
+        Interrupted: a signal came; cells and blocks that were finished are on disk.
+        CellsFailed: some cells failed; the others are done.
+    """
+    run.chunk = max(run.chunk, SMALLEST)
+    run.cells = sum(len(job.cells) for job in todo)
+    run.done = sum(run.store.has(cell) for job in todo for cell in job.cells)
+    disk.sweep(run.store.folder)
+    with Bar("cells", run.cells) as bar, Stopping(bar.say, ends="this batch") as stopping:
+        run.bench.check = lambda: stopping.check(f"{run.done} of {run.cells} cells done")
+        bar.advance(run.done)
+        for job in todo:
+            if all(run.store.has(cell) for cell in job.cells):
+                continue
+            with disk.lease(run.store.folder / "leases" / job.key) as mine:
+                if mine:
+                    _attempt(job, run, bar)
+    if run.failed:
+        raise CellsFailed(
+            f"{run.failed} of {run.cells} cells failed; {run.done} are done.",
+            next=f"holdfast ls {run.store.folder} --failed says why; the same command tries them again.",
+        )
+
+
+def _attempt(job: Job, run: Run, bar: Bar) -> None:
+    """One job; a failure is recorded with its traceback, and the rest goes on."""
+    missing = [cell for cell in job.cells if not run.store.has(cell)]
+    try:
+        _measure(job, run, bar)
+        run.done += len(missing)
+    except Interrupted:
+        raise
+    except Exception as error:
+        for cell in missing:
+            run.store.put(_failed(cell, run), {})
+        run.failed += len(missing)
+        bar.say(f"failed: {condition(job.stages)} of {job.cells[0].encoder.spec}: {error}")
+    bar.advance(len(missing), note=condition(job.stages))
+
+
+def _measure(job: Job, run: Run, bar: Bar) -> None:
+    """Every block of a job, then its records."""
+    source = run.bench.source(job.data)
+    name = f"{job.key}-{run.block}"
+    known = run.store.blocks(name)
+    for at, indices in enumerate(spans(len(source), run.block)):
+        if at not in known:
+            known[at] = _block(job, indices, run, bar)
+            run.store.put_block(name, at, known[at])
+            disk.renew(run.store.folder / "leases" / job.key)
+    cost = _cost(known.values(), len(job.cells))
+    for cell in job.cells:
+        prefix = f"{cell.id}/"
+        whole = joined([{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in
+                        (known[at] for at in sorted(known))])
+        if cell.attack is not None and cell.judge.task == cell.attack.through:
+            run.store.put_gallery(cell.id, pictures(job, cell, whole, run.chunk, run.bench))
+        run.store.put(_result(cell, whole, cost, run), whole)
+    run.store.drop_blocks(name)
+
+
+def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
+    """One block: outcomes as `cell/outcome`, and what it cost. The chunk is halved when memory is short."""
+    bench, began = run.bench, time.monotonic()
+    before = bench.forwards, bench.backwards
+    while True:
+        try:
+            found = outcomes(job, indices, run.chunk, bench)
+            break
+        except torch.OutOfMemoryError:
+            if run.chunk // 2 < SMALLEST:
+                raise MemoryShortage(
+                    f"{SMALLEST} images do not fit into the memory of {bench.device}.", next="Try a smaller --size."
+                ) from None
+            run.chunk //= 2
+            torch.cuda.empty_cache()
+            run.warnings = (*run.warnings, f"memory was short: chunks of {run.chunk} images from here on")
+            bar.say(run.warnings[-1])
+    flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
+    seconds = time.monotonic() - began
+    return {**flat, "cost": np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])}
+
+
+def _cost(blocks: Iterable[Outcomes], cells: int) -> Cost:
+    """A cell's share of a job: the job's cost over its cells."""
+    seconds, forwards, backwards = np.sum([part["cost"] for part in blocks], axis=0) / cells
+    return Cost(seconds=round(float(seconds), 3), forwards=int(forwards), backwards=int(backwards), peak_mb=_peak_mb())
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _result(cell: Cell, whole: Outcomes, cost: Cost, run: Run) -> Result:
+    task, source = run.bench.task(cell), run.bench.source(cell.data)
+    remarks: tuple[str, ...] = ()
+    if cell.corruption is not None:
+        high, wide = source.read(0).pixels.shape[:2]
+        remarks = notes(cell.corruption, high, wide)
+    return Result(
+        id=cell.id,
+        cell=cell,
+        status="done",
+        metrics=metrics(task, whole),
+        cost=cost,
+        environment=environment(run.bench.device),
+        chunk=run.chunk,
+        asked=cell.data.limit or len(source),
+        warnings=(*run.warnings, *remarks),
+    )
+
+
+def metrics(task: Task, whole: Outcomes) -> tuple[Metric, ...]:
+    """The metrics of a cell with their evidence.
+
+    Args:
+        task: says which outcome is which metric.
+        whole: per-image outcomes, arrays [n].
+
+    Returns:
+        One metric per measure, and one without value per measure that is absent.
+    """
+    found = tuple(_metric(measure, whole[measure.outcome]) for measure in task.measures())
+    return found + tuple(Metric(name=name, reason=reason) for name, reason in task.absent().items())
+
+
+def _metric(measure: Measure, values: np.ndarray) -> Metric:
+    n = len(values)
+    if measure.proportion:
+        (low, high), interval = statistics.wilson(int(values.sum()), n), "wilson"
+    else:
+        (low, high), interval = statistics.bootstrap(values, seed=0), f"bootstrap {statistics.RESAMPLES}"
+    return Metric(
+        name=measure.name,
+        value=float(np.mean(values, dtype=np.float64)),
+        n=n,
+        low=low,
+        high=high,
+        higher_is_better=measure.higher_is_better,
+        unit=measure.unit,
+        interval=interval,
+    )
+
+
+def _failed(cell: Cell, run: Run) -> Result:
+    return Result(
+        id=cell.id,
+        cell=cell,
+        status="failed",
+        environment=environment(run.bench.device),
+        chunk=run.chunk,
+        warnings=run.warnings,
+        error=traceback.format_exc(),
+    )
+
+
+def condition(stages: Sequence[Stage]) -> str:
+    """Stages in words: clean; fog 3; pgd-20 ce linf 8/255; joined by arrows."""
+    return " -> ".join(_words(stage) for stage in stages) or "clean"
+
+
+def _words(stage: Stage) -> str:
+    if isinstance(stage, Corruption):
+        return f"{stage.name} {stage.severity}"
+    radius = f"{stage.eps * 255:.4g}/255" if stage.norm == "linf" else f"{stage.eps:.4g}"
+    restarts = f" x{stage.restarts}" if stage.restarts > 1 else ""
+    return f"{stage.method}-{stage.steps}{restarts} {stage.push} {stage.norm} {radius}"

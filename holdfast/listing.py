@@ -1,0 +1,128 @@
+"""`ls`: what exists, what a run holds, and what failed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast.configs import LsConfig
+from holdfast.errors import ConfigError, nearest
+
+
+def lines(config: LsConfig) -> list[str]:
+    """The lines to print.
+
+    Raises:
+        ConfigError: neither a known list, nor a run, nor a weights file.
+    """
+    if config.what in _LISTS:
+        return _LISTS[config.what]()
+    path = Path(config.what)
+    if (path / "cells").is_dir():
+        return _run(path, failed=config.failed)
+    if (path / "metrics.jsonl").is_file():
+        return _training(path)
+    if path.is_file():
+        return _weights(path)
+    raise ConfigError(f'"{config.what}" is no list, run folder or weights file.', next=nearest(config.what, _LISTS))
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    width = max(len(name) for name in rows)
+    return [f"{name:<{width}}  {about}".rstrip() for name, about in rows.items()]
+
+
+def _models() -> list[str]:
+    from holdfast.models.cifar import ARCHITECTURES
+
+    timm = {"NAME": "any timm model whose weights are cached or reachable", "random:NAME": "untrained, seeded"}
+    return _table({**dict.fromkeys(ARCHITECTURES, "for small images, see holdfast.models.cifar"), **timm})
+
+
+def _attacks() -> list[str]:
+    from holdfast.attacks.balls import BALLS
+    from holdfast.attacks.methods import METHODS
+
+    return [*METHODS, f"balls: {', '.join(BALLS)}"]
+
+
+def _corruptions() -> list[str]:
+    from holdfast.corruptions.table import families
+
+    return _table({family: ", ".join(names) for family, names in families().items()})
+
+
+def _suites() -> list[str]:
+    from holdfast.evaluation.plan import SUITES
+
+    return _table({f"{suite.name} (version {suite.version})": suite.about for suite in SUITES.values()})
+
+
+def _tasks() -> list[str]:
+    from holdfast.tasks.classification import Classification
+    from holdfast.tasks.embedding import Embedding
+
+    found = {"classification": Classification(), "embedding": Embedding()}
+    return _table({name: f"harms: {', '.join(task.pushes)}" for name, task in found.items()})
+
+
+def _methods() -> list[str]:
+    return ["simclr  (adversary: none, pgd)"]
+
+
+def _recipes() -> list[str]:
+    from holdfast.recipe import names
+
+    return _table(names())
+
+
+def _layouts() -> list[str]:
+    from holdfast.data.sources import layouts
+
+    return _table(layouts())
+
+
+_LISTS: dict[str, Callable[[], list[str]]] = {
+    "models": _models,
+    "attacks": _attacks,
+    "corruptions": _corruptions,
+    "suites": _suites,
+    "tasks": _tasks,
+    "methods": _methods,
+    "recipes": _recipes,
+    "layouts": _layouts,
+}
+
+
+def _run(path: Path, *, failed: bool) -> list[str]:
+    from holdfast.evaluation.run import condition
+    from holdfast.evaluation.store import read
+
+    found: list[str] = []
+    for result in read(path).results:
+        cell = result.cell
+        head = f"{result.id}  {cell.encoder.name}  {cell.judge.task}  {condition(cell.stages)}"
+        if result.status == "failed":
+            found.append(f"{head}  FAILED: {result.error.strip().splitlines()[-1]}")
+            found += result.error.rstrip().splitlines() if failed else []
+        elif not failed:
+            metric = next((m for m in result.metrics if m.value is not None), None)
+            value = f"{metric.name} {metric.value:.4g} (n {metric.n})" if metric else ""
+            found.append(f"{head}  {value}")
+    return found or (["no cell failed"] if failed else ["no cell is done"])
+
+
+def _training(path: Path) -> list[str]:
+    last = (path / "metrics.jsonl").read_text().rstrip().splitlines()[-1:]
+    done = (path / "encoder.safetensors").exists()
+    return [f"{path}: training {'finished' if done else 'not finished; the same command continues it'}", *last]
+
+
+def _weights(path: Path) -> list[str]:
+    from holdfast.models.containers import read
+
+    tensors = read(path).tensors
+    total = sum(tensor.numel() for tensor in tensors.values())
+    shown = [f"{name}  {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:12]]
+    more = [f"... and {len(tensors) - 12} more"] if len(tensors) > 12 else []
+    return [f"{path}: {len(tensors)} tensors, {total:,} numbers", *shown, *more]

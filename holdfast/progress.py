@@ -1,0 +1,71 @@
+"""How far a long piece of work has come: a bar on a terminal, a plain line each minute in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Say = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """A line to standard error, flushed, so that it is in the log when it happens."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A count towards a total, drawn on a terminal, said once a minute elsewhere.
+
+    Args:
+        title: what is counted.
+        total: of it.
+        every_s: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, title: str, total: int, *, every_s: float = 60.0) -> None:
+        self.title, self.total, self.every_s = title, total, every_s
+        self.done, self._began, self._said = 0, time.monotonic(), time.monotonic()
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Bar:
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line that does not disturb the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            say(text)
+
+    def advance(self, by: int = 1, *, note: str = "") -> None:
+        """Count on, with a short note on the state."""
+        self.done += by
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, advance=by, description=f"{self.title} {note}".strip())
+        elif now - self._said >= self.every_s:
+            self._said = now
+            left = (now - self._began) / max(self.done, 1) * (self.total - self.done)
+            say(f"{self.title}: {self.done} of {self.total} {note} (about {spoken(left)} left)")
+
+
+def spoken(seconds: float) -> str:
+    """A duration in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,126 @@
+"""Recipes: pipelines of verbs in YAML. Every step has its own `out`, so that a recipe run again continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from holdfast import configs
+from holdfast.configs import RunConfig
+from holdfast.errors import ConfigError, nearest
+from holdfast.progress import Say
+from holdfast.records import Record, build
+
+Play = Callable[[str, Record, Say], object]
+
+CONFIGS: dict[str, type[Record]] = {
+    "train": configs.TrainConfig,
+    "probe": configs.ProbeConfig,
+    "bench": configs.BenchConfig,
+    "report": configs.ReportConfig,
+}
+
+
+class Step(Record, kw_only=True):
+    """One step of a recipe.
+
+    Attributes:
+        verb: train, probe, bench or report.
+        config: its fields; `{out}` in a string is the recipe's folder.
+    """
+
+    verb: str
+    config: dict[str, Any]
+
+
+class Recipe(Record, kw_only=True):
+    """A pipeline.
+
+    Attributes:
+        about: what it does, in one line.
+        steps: in order.
+        next: what to do after it.
+    """
+
+    about: str
+    steps: tuple[Step, ...]
+    next: str = ""
+
+
+def names() -> dict[str, str]:
+    """The shipped recipes: name -> what it does."""
+    files = sorted(f.name for f in resources.files("holdfast.recipes").iterdir() if f.name.endswith(".yaml"))
+    return {name.removesuffix(".yaml"): find(name.removesuffix(".yaml"))[1].about for name in files}
+
+
+def find(recipe: str) -> tuple[str, Recipe]:
+    """A recipe and its name.
+
+    Args:
+        recipe: a shipped recipe's name, or a YAML file.
+
+    Raises:
+        ConfigError: no such recipe or file, or one that is no recipe.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"There is no file {recipe}.", asked=f"The recipe {recipe} was asked for.")
+        name, text = path.stem, path.read_text()
+    else:
+        shipped = resources.files("holdfast.recipes") / f"{recipe}.yaml"
+        if not recipe or not shipped.is_file():
+            known = [f.name.removesuffix(".yaml") for f in resources.files("holdfast.recipes").iterdir()]
+            hint = nearest(recipe, [name for name in known if not name.startswith("__")])
+            raise ConfigError(f'no recipe is called "{recipe}".', next=hint)
+        name, text = recipe, shipped.read_text()
+    try:
+        return name, build(Recipe, msgspec.yaml.decode(text), origin=f"{name}.yaml")
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{recipe} is not YAML: {error}.") from None
+
+
+def play(config: RunConfig, say: Say, do: Play) -> Path:
+    """Play a recipe's steps in order.
+
+    Args:
+        config: which recipe, where to, on which device.
+        say: prints a line.
+        do: does one step: (verb, config, say).
+
+    Returns:
+        The folder of the steps.
+    """
+    name, recipe = find(config.recipe)
+    out = Path(config.out or f"runs/{name}")
+    steps = [(step.verb, _config(step, out, config.device, name)) for step in recipe.steps]
+    say(f"{name}    {recipe.about}")
+    for number, (verb, step) in enumerate(steps, start=1):
+        say(f"step {number} of {len(steps)}  {verb} {getattr(step, 'out', '')}".rstrip())
+        if not config.dry_run:
+            do(verb, step, say)
+    if recipe.next and not config.dry_run:
+        say(f"next    {recipe.next}")
+    return out
+
+
+def _config(step: Step, out: Path, device: str, name: str) -> Record:
+    if step.verb not in CONFIGS:
+        raise ConfigError(f'{name}.yaml has a step "{step.verb}".', next=nearest(step.verb, CONFIGS))
+    kind = CONFIGS[step.verb]
+    fields = _placed(step.config, str(out))
+    if "device" in kind.__struct_fields__:
+        fields.setdefault("device", device)
+    return build(kind, fields, origin=f"{name}.yaml, step {step.verb}")
+
+
+def _placed(value: Any, out: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{out}", out)
+    if isinstance(value, Mapping):
+        return {key: _placed(part, out) for key, part in value.items()}
+    return [_placed(part, out) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,89 @@
+"""Classification through a linear head: the checkpoint's own, or one fitted on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from holdfast.attacks.harm import Out, Push, Rows, See
+from holdfast.attacks.scores import cross_entropy, margin
+from holdfast.models.encoder import Encoder
+from holdfast.models.features import Features
+from holdfast.tasks.task import Measure, Member
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Labels from logits.
+
+    Attributes:
+        head: maps the vector of `level` [b, d] to logits [b, k]; None = the encoder's own head.
+        level: features that the head reads.
+    """
+
+    head: nn.Module | None = None
+    level: str = "pooled"
+
+    @property
+    def pushes(self) -> Mapping[str, Push]:
+        """`ce`: cross-entropy in nats; `margin`: best other logit minus the true one (Carlini and Wagner 2017)."""
+        return {
+            "ce": lambda out, rows, t: cross_entropy(out["logits"], rows["label"]),
+            "margin": lambda out, rows, t: margin(out["logits"], rows["label"]),
+        }
+
+    @property
+    def ensemble(self) -> tuple[Member, ...]:
+        """PGD on both harms: where one masks its gradient, the other need not."""
+        return (Member("ce", "pgd"), Member("margin", "pgd"))
+
+    @property
+    def stop(self) -> bool:
+        """A margin above 0 is a wrong label."""
+        return True
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The fitted head; an own head belongs to the encoder."""
+        return () if self.head is None else (self.head,)
+
+    def read(self, encoder: Encoder, vector: Tensor) -> Out:
+        """`logits` [b, k]."""
+        if self.head is None:
+            return {"logits": encoder.classify(Features(vector, {}, {}))}
+        return {"logits": self.head(vector)}
+
+    def score(self, out: Out, rows: Rows) -> Tensor:
+        """The margin: above 0 = misclassified."""
+        return margin(out["logits"], rows["label"])
+
+    def truth(self, pixels: Tensor, rows: Rows, see: See) -> Rows:
+        """The label is there already."""
+        return rows
+
+    def outcome(self, out: Out, rows: Rows) -> dict[str, Tensor]:
+        """`correct`, `prediction`, `label`, `confidence` (softmax of the prediction), `margin`, `loss` (nats)."""
+        logits, label = out["logits"], rows["label"]
+        lost = margin(logits, label)
+        prediction = logits.argmax(1)
+        confidence = logits.softmax(1).gather(1, prediction[:, None]).squeeze(1)
+        return {
+            "correct": prediction == label,
+            "prediction": prediction,
+            "label": label,
+            "confidence": confidence,
+            "margin": lost,
+            "loss": cross_entropy(logits, label),
+        }
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Top-1 accuracy and mean cross-entropy."""
+        return (
+            Measure("accuracy", "correct", higher_is_better=True, proportion=True),
+            Measure("loss", "loss", higher_is_better=False, unit="nats"),
+        )
+
+    def absent(self) -> dict[str, str]:
+        """Nothing: every metric follows from the labels."""
+        return {}

@@ -1,0 +1,54 @@
+"""Clean features of many images at once: what heads and banks are fitted on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from holdfast import disk, draws
+from holdfast.data.batches import Source, batches
+from holdfast.models.encoder import Encoder, frozen
+
+
+class Extracted(NamedTuple):
+    """Vectors float32 [n, d] on the CPU, image keys int64 [n], labels int64 [n] or None."""
+
+    vectors: Tensor
+    keys: Tensor
+    labels: Tensor | None
+
+
+def extract(encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extracted:
+    """The vector of a level for every image of a source, in order, by the frozen encoder in evaluation mode.
+
+    Args:
+        encoder: gives the vectors; left as it was.
+        source: the images.
+        level: as `Encoder.vector` takes it.
+        chunk: images per pass; the last one is padded.
+    """
+    device = encoder.mean.device
+    vectors: list[Tensor] = []
+    with frozen(encoder, norm="eval"), torch.no_grad():
+        for batch in batches(source, size=chunk):
+            at = torch.arange(chunk) % len(batch.ids)
+            vectors.append(encoder.vector(batch.pixels[at].to(device), level)[: len(batch.ids)].cpu())
+    labels = None if source.labels is None else torch.tensor(source.labels, dtype=torch.int64)
+    return Extracted(torch.cat(vectors), draws.keys(source.ids), labels)
+
+
+def cached(path: Path, encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extracted:
+    """As `extract`, kept in a file: the caller names it after encoder, images and level."""
+    if path.exists():
+        held = load_file(path)
+        return Extracted(held["vectors"], held["keys"], held.get("labels"))
+    found = extract(encoder, source, level=level, chunk=chunk)
+    tensors = {"vectors": found.vectors, "keys": found.keys}
+    if found.labels is not None:
+        tensors["labels"] = found.labels
+    disk.write(path, save(tensors))
+    return found

@@ -1,0 +1,132 @@
+"""What every task offers, and the one place where a task becomes a harm."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.harm import Harm, Out, Push, Rows, See
+from holdfast.errors import ConfigError, nearest
+from holdfast.models.encoder import Encoder, frozen
+
+
+class Measure(NamedTuple):
+    """How a task's number is read.
+
+    Attributes:
+        name: of the metric.
+        outcome: per-image outcome that it is the mean of.
+        higher_is_better: for the owner of the encoder.
+        unit: fraction, nats, distance...
+        proportion: True where the outcome is yes or no, so that Wilson's interval holds.
+    """
+
+    name: str
+    outcome: str
+    higher_is_better: bool
+    unit: str = "fraction"
+    proportion: bool = False
+
+
+class Member(NamedTuple):
+    """One attack of a task's own ensemble: the harm that is raised and the method that raises it."""
+
+    push: str
+    method: str
+
+
+class Task(Protocol):
+    """An encoder's use, with its head. Everything is per image; rows and outputs have leading dimension b."""
+
+    @property
+    def level(self) -> str:
+        """The level of the encoder that is read."""
+        ...
+
+    @property
+    def pushes(self) -> Mapping[str, Push]:
+        """Harms by name; the first is the default."""
+        ...
+
+    @property
+    def ensemble(self) -> tuple[Member, ...]:
+        """The attacks that a claim of robustness on this task must survive."""
+        ...
+
+    @property
+    def stop(self) -> bool:
+        """True where a score above 0 means lost, so that an attack may rest."""
+        ...
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The heads, to be frozen with the encoder."""
+        ...
+
+    def read(self, encoder: Encoder, vector: Tensor) -> Out:
+        """This task's outputs from the vector of its level, [b, d]; differentiable."""
+        ...
+
+    def score(self, out: Out, rows: Rows) -> Tensor:
+        """Fixed, [b]: compares iterates and attacks."""
+        ...
+
+    def truth(self, pixels: Tensor, rows: Rows, see: See) -> Rows:
+        """`rows` with what this task compares against, made once from the clean pixels."""
+        ...
+
+    def outcome(self, out: Out, rows: Rows) -> dict[str, Tensor]:
+        """Per-image outcomes by name, [b] each."""
+        ...
+
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics: each the mean of an outcome over any set or resampling of images."""
+        ...
+
+    def absent(self) -> dict[str, str]:
+        """Metrics that cannot be given here, with the reason."""
+        ...
+
+
+def seer(encoder: Encoder, task: Task) -> See:
+    """The function from pixels to a task's outputs, closed over encoder and head."""
+    return lambda pixels: task.read(encoder, encoder.vector(pixels, task.level))
+
+
+@contextlib.contextmanager
+def victim(encoder: Encoder, task: Task, push: str) -> Iterator[Harm]:
+    """A harm on the frozen encoder and head; module modes, flags, gradients and buffers are restored on leaving.
+
+    Args:
+        encoder: what is attacked.
+        task: what it is used for.
+        push: name of the harm in `task.pushes`.
+
+    Yields:
+        The harm, valid inside the block.
+
+    Raises:
+        ConfigError: the task has no such harm.
+    """
+    if push not in task.pushes:
+        raise ConfigError(f'{type(task).__name__} has no harm "{push}".', next=nearest(push, task.pushes))
+    with still(encoder, task):
+        yield Harm(see=seer(encoder, task), push=task.pushes[push], score=task.score)
+
+
+@contextlib.contextmanager
+def still(encoder: Encoder, task: Task) -> Iterator[None]:
+    """Encoder and heads frozen in evaluation mode for the length of the block, and restored exactly."""
+    with contextlib.ExitStack() as stack:
+        for module in (encoder, *task.modules()):
+            stack.enter_context(frozen(module, norm="eval"))
+        yield
+
+
+def observe(task: Task, encoder: Encoder, pixels: Tensor, rows: Rows) -> dict[str, Tensor]:
+    """Per-image outcomes of pixels, judged in float32 without gradient; `rows` hold the truth already."""
+    with torch.no_grad():
+        return task.outcome(seer(encoder, task)(pixels), rows)

@@ -1,0 +1,125 @@
+"""What every attack promises, on every task: a new method or task is enrolled by its registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from holdfast import draws, records
+from holdfast.attacks.balls import BALLS
+from holdfast.attacks.executor import pursue
+from holdfast.attacks.methods import METHODS, build
+from holdfast.models.encoder import Encoder
+from holdfast.tasks.classification import Classification
+from holdfast.tasks.embedding import Embedding, bank
+from holdfast.tasks.task import Task, seer, victim
+
+EPS = {"linf": 4 / 255, "l2": 0.5}
+N = 12
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 6, 3, 2)
+        )
+        return Encoder(trunk, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(N, 3, 16, 16, generator=draws.generator("contract"))
+
+
+def tasks(encoder: Encoder, images: torch.Tensor) -> dict[str, tuple[Task, str]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        head = torch.nn.Linear(6, 3)
+    with torch.no_grad():
+        vectors = encoder.eval().vector(images)
+    known = Embedding(bank(vectors, draws.keys([str(i) for i in range(N)]), None))
+    return {
+        **{f"classification/{push}": (Classification(head), push) for push in Classification().pushes},
+        **{f"embedding/{push}": (known, push) for push in known.pushes},
+    }
+
+
+CASES = [
+    (method, norm, case)
+    for method in METHODS
+    for norm in BALLS
+    for case in ("classification/ce", "classification/margin", "embedding/mse", "embedding/l2", "embedding/cosine")
+]
+
+
+@pytest.mark.parametrize(("method", "norm", "case"), CASES)
+def test_every_attack_keeps_its_promises(
+    method: str, norm: str, case: str, encoder: Encoder, images: torch.Tensor
+) -> None:
+    task, push = tasks(encoder, images)[case]
+    attack, stages = build(records.Attack(method=method, norm=norm, eps=EPS[norm], steps=5, restarts=2))
+    encoder.train()
+    encoder.trunk[1].eval()
+    encoder.trunk[0].weight.requires_grad_(False)
+    encoder.trunk[3].weight.grad = torch.ones_like(encoder.trunk[3].weight)
+    before, rng = snapshot(encoder), torch.get_rng_state()
+    rows = {"key": draws.keys([str(i) for i in range(N)]), "eps": torch.full((N,), EPS[norm])}
+    rows["label"] = torch.arange(N) % 3
+    with torch.no_grad(), victim(encoder, task, push) as harm:
+        truth = task.truth(images, rows, harm.see)
+        clean = harm.score(harm.see(images), truth)
+        found = list(pursue(attack, harm, images, truth, stages, slots=8, stop="never"))
+    pixels, score = torch.cat([f.pixels for f in found]), torch.cat([f.score for f in found])
+    assert torch.equal(torch.cat([f.at for f in found]), torch.arange(N))
+    assert float(BALLS[norm].norm(pixels - images).max()) <= EPS[norm] + 1e-6
+    assert float(pixels.min()) >= 0 and float(pixels.max()) <= 1
+    assert bool((score >= clean - 1e-6).all()), "better for the defender than the clean image"
+    assert float((score - clean).mean()) > 1e-3, "the attack does nothing"
+    assert torch.equal(torch.get_rng_state(), rng), "the global generator moved"
+    for (name, one), (_, two) in zip(before, snapshot(encoder), strict=True):
+        assert one[:3] == two[:3] and torch.equal(one[3], two[3]), f"{name} changed"
+        assert (one[4] is None) == (two[4] is None), f"{name} has another gradient"
+
+
+def snapshot(encoder: Encoder) -> list[tuple[str, tuple]]:
+    """Modes, flags, values and gradients of everything in a module."""
+    modes = [(name, (part.training, 0, 0, torch.zeros(()), None)) for name, part in encoder.named_modules()]
+    weights = [
+        (name, (p.requires_grad, p.dtype, id(p), p.detach().clone(), p.grad)) for name, p in encoder.named_parameters()
+    ]
+    buffers = [(name, (False, b.dtype, 0, b.clone(), None)) for name, b in encoder.named_buffers()]
+    return modes + weights + buffers
+
+
+@pytest.mark.parametrize("case", sorted({case for _, _, case in CASES}))
+def test_every_push_is_separable(case: str, encoder: Encoder, images: torch.Tensor) -> None:
+    """Number i depends on image i alone: the gradient of the first number is zero on all other images."""
+    task, push = tasks(encoder, images)[case]
+    encoder.eval()
+    rows = {"key": draws.keys([str(i) for i in range(N)]), "label": torch.arange(N) % 3}
+    truth = task.truth(images, rows, seer(encoder, task))
+    x = (images + 0.01).clamp(0, 1).requires_grad_()
+    value = task.pushes[push](seer(encoder, task)(x), truth, torch.zeros(N))
+    assert value.shape == (N,)
+    (gradient,) = torch.autograd.grad(value[0], x)
+    assert float(gradient[0].abs().max()) > 0 and float(gradient[1:].abs().max()) == 0
+
+
+def test_a_harm_that_fails_leaves_no_trace(encoder: Encoder, images: torch.Tensor) -> None:
+    encoder.train()
+    before = snapshot(encoder)
+
+    def interrupted() -> Iterator[None]:
+        with victim(encoder, Classification(torch.nn.Linear(6, 3)), "ce") as harm:
+            harm.see(images)
+            raise KeyError("in the middle")
+        yield
+
+    with pytest.raises(KeyError):
+        next(interrupted())
+    for (name, one), (_, two) in zip(before, snapshot(encoder), strict=True):
+        assert one[:3] == two[:3] and torch.equal(one[3], two[3]), name
