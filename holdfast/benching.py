@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import torch
 from torch import nn
 
 from holdfast.configs import BenchConfig
+from holdfast.devices import device_of
 from holdfast.errors import ConfigError
 from holdfast.evaluation import plan
 from holdfast.evaluation.blocks import Bench
+from holdfast.evaluation.environment import environment
 from holdfast.evaluation.estimate import estimate
 from holdfast.evaluation.run import Run as Work
 from holdfast.evaluation.run import work
 from holdfast.evaluation.store import Run, Store, read
-from holdfast.devices import device_of
 from holdfast.progress import Say, spoken
+from holdfast.records import Cell
 from holdfast.subjects import Stock
 
 
@@ -37,11 +41,11 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     """
     if not config.out:
         raise ConfigError("No folder was named.", next="Add --out runs/bench; the same command continues it.")
-    settled = plan.settled(config)
-    stock, todo = _planned(settled, handed)
-    store = Store.open(settled, replace=config.replace)
-    cells = sum(len(job.cells) for job in todo)
-    say(f"bench   {len(stock.subjects)} encoders, {cells} cells, {stock.device}, {torch.get_num_threads()} threads")
+    settled, stock, grid = _planned(config, handed, say)
+    store = Store(config.out)
+    store.open(settled, replace=config.replace, cells=grid, environment=environment(stock.device))
+    todo = plan.jobs(grid, shard=config.shard)
+    say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
     bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
     work(todo, Work(bench, store, chunk=config.chunk, block=config.block))
     return read(store.folder)
@@ -53,15 +57,15 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
     Returns:
         Lines to print: cells, images, estimate.
     """
-    settled = plan.settled(config)
-    stock, todo = _planned(settled, ())
-    cells = [cell for job in todo for cell in job.cells]
+    settled, stock, cells = _planned(config, (), say)
+    todo = plan.jobs(cells, shard=config.shard)
     images = {cell.data.digest(): len(stock.source(cell.data)) for cell in cells}
     attacks = {cell.attack.digest() for cell in cells if cell.attack is not None}
     bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
     done = 0
     if config.out and (Path(config.out) / "run.yaml").exists():
-        store = Store.open(settled, replace=False)
+        store = Store(config.out)
+        store.open(settled, cells=cells)
         todo = [job for job in todo if not all(store.has(cell) for cell in job.cells)]
         done = len(cells) - sum(len(job.cells) for job in todo)
     seconds = estimate(todo, bench, stock.fits(todo), chunk=config.chunk)
@@ -76,7 +80,26 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
     return lines
 
 
-def _planned(config: BenchConfig, handed: Sequence[nn.Module]) -> tuple[Stock, list[plan.Job]]:
+def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tuple[BenchConfig, Stock, list[Cell]]:
+    """The config with nothing left open, what it needs, and its grid."""
+    settled = plan.settled(config)
     heads = Path(config.out or "runs/dry") / "heads"
-    stock = Stock(config, handed, device=device_of(config.device), heads=heads)
-    return stock, plan.jobs(plan.cells(config, stock.subjects), shard=config.shard)
+    stock = Stock(settled, handed, device=device_of(config.device), heads=heads)
+    if settled.corruptions and not settled.variant:
+        settled = msgspec.structs.replace(settled, variant=_variant(stock))
+        say(f"severity table {settled.variant}, after the size of the images; --variant names another")
+    return settled, stock, plan.cells(settled, stock.subjects)
+
+
+def _variant(stock: Stock) -> Literal["imagenet224", "cifar32"]:
+    """The severity table that was made for images of this very size; it is said, and recorded in every cell."""
+    sides = {stock.source(subject.images).read(0).pixels.shape[:2] for subject in stock.subjects}
+    if sides == {(32, 32)}:
+        return "cifar32"
+    if sides == {(224, 224)}:
+        return "imagenet224"
+    shown = ", ".join(f"{high}x{wide}" for high, wide in sorted(sides))
+    raise ConfigError(
+        f"Corruptions need a severity table, and none was made for images of {shown}.",
+        next="Add --variant imagenet224 (ImageNet-C) or --variant cifar32 (CIFAR-10-C), or --corruptions none.",
+    )

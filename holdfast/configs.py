@@ -7,7 +7,7 @@ from typing import Literal
 from holdfast.records import Attack, Model, Norm, Record
 
 
-class OnImages(Record, kw_only=True):
+class OnImages(Record, frozen=True, kw_only=True):
     """Fields shared by every verb that reads images (see `Data`).
 
     Attributes:
@@ -33,7 +33,7 @@ class OnImages(Record, kw_only=True):
     device: str = "auto"
 
 
-class TrainConfig(OnImages, kw_only=True):
+class TrainConfig(OnImages, frozen=True, kw_only=True):
     """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
 
     Attributes:
@@ -77,7 +77,7 @@ class TrainConfig(OnImages, kw_only=True):
     replace: bool = False
 
 
-class ProbeConfig(OnImages, kw_only=True):
+class ProbeConfig(OnImages, frozen=True, kw_only=True):
     """Fit a head on a frozen encoder: `holdfast probe runs/a --data imgs/ --out runs/a/probe`.
 
     Attributes:
@@ -113,7 +113,7 @@ class ProbeConfig(OnImages, kw_only=True):
     replace: bool = False
 
 
-class AttackConfig(OnImages, kw_only=True):
+class AttackConfig(OnImages, frozen=True, kw_only=True):
     """Look, do not measure: attack a few images and write a gallery.
 
     Attributes:
@@ -149,7 +149,7 @@ class AttackConfig(OnImages, kw_only=True):
     restarts: int = 1
 
 
-class BenchConfig(OnImages, kw_only=True):
+class BenchConfig(OnImages, frozen=True, kw_only=True):
     """Measure encoders on a grid: `holdfast bench runs/a dino.pth --data imgs/ --suite quick --out runs/b`.
 
     Attributes:
@@ -173,7 +173,7 @@ class BenchConfig(OnImages, kw_only=True):
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
         severities: 1 to 5.
-        variant: severity table; empty = must be given where corruptions are asked for and the size does not decide.
+        variant: severity table; empty = the one made for images of this very size, which is said; else an error.
         chunk: images per forward pass; halved when memory is short, never under 8.
         block: images per block, the unit of resume.
         shard: `1/4` = the first quarter of the jobs.
@@ -209,7 +209,7 @@ class BenchConfig(OnImages, kw_only=True):
     replace: bool = False
 
 
-class ReportConfig(Record, kw_only=True):
+class ReportConfig(Record, frozen=True, kw_only=True):
     """Draw the page from records: `holdfast report runs/b`.
 
     Attributes:
@@ -223,7 +223,7 @@ class ReportConfig(Record, kw_only=True):
     title: str = ""
 
 
-class RunConfig(Record, kw_only=True):
+class RunConfig(Record, frozen=True, kw_only=True):
     """Play a recipe: `holdfast run demo`.
 
     Attributes:
@@ -239,7 +239,7 @@ class RunConfig(Record, kw_only=True):
     dry_run: bool = False
 
 
-class LsConfig(Record, kw_only=True):
+class LsConfig(Record, frozen=True, kw_only=True):
     """List what exists or what a run holds.
 
     Attributes:

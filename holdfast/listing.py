@@ -61,8 +61,9 @@ def _suites() -> list[str]:
 def _tasks() -> list[str]:
     from holdfast.tasks.classification import Classification
     from holdfast.tasks.embedding import Embedding
+    from holdfast.tasks.task import Task
 
-    found = {"classification": Classification(), "embedding": Embedding()}
+    found: dict[str, Task] = {"classification": Classification(), "embedding": Embedding()}
     return _table({name: f"harms: {', '.join(task.pushes)}" for name, task in found.items()})
 
 
@@ -95,15 +96,15 @@ _LISTS: dict[str, Callable[[], list[str]]] = {
 
 
 def _run(path: Path, *, failed: bool) -> list[str]:
-    from holdfast.evaluation.run import condition
+    from holdfast.evaluation.rows import called, condition, last_line
     from holdfast.evaluation.store import read
 
     found: list[str] = []
     for result in read(path).results:
         cell = result.cell
-        head = f"{result.id}  {cell.encoder.name}  {cell.judge.task}  {condition(cell.stages)}"
+        head = f"{result.id}  {called(cell)}  {cell.judge.task}  {condition(cell)}"
         if result.status == "failed":
-            found.append(f"{head}  FAILED: {result.error.strip().splitlines()[-1]}")
+            found.append(f"{head}  FAILED: {last_line(result.error)}")
             found += result.error.rstrip().splitlines() if failed else []
         elif not failed:
             metric = next((m for m in result.metrics if m.value is not None), None)

@@ -25,7 +25,7 @@ CONFIGS: dict[str, type[Record]] = {
 }
 
 
-class Step(Record, kw_only=True):
+class Step(Record, frozen=True, kw_only=True):
     """One step of a recipe.
 
     Attributes:
@@ -37,7 +37,7 @@ class Step(Record, kw_only=True):
     config: dict[str, Any]
 
 
-class Recipe(Record, kw_only=True):
+class Recipe(Record, frozen=True, kw_only=True):
     """A pipeline.
 
     Attributes:

@@ -34,7 +34,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # -- parts of a cell ---------------------------------------------------------------------------------------------------
 
 
-class Data(Record, kw_only=True):
+class Data(Record, frozen=True, kw_only=True):
     """Which images, and how a file becomes the pixels of a batch.
 
     Attributes:
@@ -64,7 +64,7 @@ class Data(Record, kw_only=True):
     digest_of_images: str = ""
 
 
-class Model(Record, kw_only=True):
+class Model(Record, frozen=True, kw_only=True):
     """Which encoder.
 
     Attributes:
@@ -89,7 +89,7 @@ class Model(Record, kw_only=True):
     digest_of_weights: str = ""
 
 
-class Corruption(Record, kw_only=True, tag="corruption", tag_field="stage"):
+class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field="stage"):
     """A corruption stage, on uint8 pixels before any attack.
 
     Attributes:
@@ -105,7 +105,7 @@ class Corruption(Record, kw_only=True, tag="corruption", tag_field="stage"):
     seed: int = 0
 
 
-class Attack(Record, kw_only=True, tag="attack", tag_field="stage"):
+class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage"):
     """An attack stage.
 
     Attributes:
@@ -136,7 +136,7 @@ class Attack(Record, kw_only=True, tag="attack", tag_field="stage"):
 Stage = Corruption | Attack
 
 
-class Judge(Record, kw_only=True):
+class Judge(Record, frozen=True, kw_only=True):
     """A task with its head.
 
     Attributes:
@@ -154,7 +154,7 @@ class Judge(Record, kw_only=True):
     digest_of_head: str = ""
 
 
-class Cell(Record, kw_only=True):
+class Cell(Record, frozen=True, kw_only=True):
     """One point of the grid: data x stages x encoder x judge. Its digest names its record."""
 
     data: Data
@@ -181,7 +181,7 @@ class Cell(Record, kw_only=True):
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-class Metric(Record, kw_only=True):
+class Metric(Record, frozen=True, kw_only=True):
     """A number with its evidence, or the reason for its absence.
 
     Attributes:
@@ -214,7 +214,7 @@ class Metric(Record, kw_only=True):
             raise ValueError(f"metric {self.name} has neither a value nor a reason for its absence")
 
 
-class Cost(Record, kw_only=True):
+class Cost(Record, frozen=True, kw_only=True):
     """What a cell took: wall seconds, images forwarded and back-propagated (counted per image), peak memory in MB."""
 
     seconds: float = 0.0
@@ -223,7 +223,7 @@ class Cost(Record, kw_only=True):
     peak_mb: float = 0.0
 
 
-class Environment(Record, kw_only=True):
+class Environment(Record, frozen=True, kw_only=True):
     """Where a number was made."""
 
     holdfast: str
@@ -235,7 +235,7 @@ class Environment(Record, kw_only=True):
     platform: str
 
 
-class Result(Record, kw_only=True):
+class Result(Record, frozen=True, kw_only=True):
     """The record of one cell: `cells/<id>.json`; its per-image outcomes lie in `images/<id>.npz` under their names.
 
     Attributes:

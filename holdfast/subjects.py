@@ -23,7 +23,6 @@ from holdfast.tasks.features import Extracted, cached
 from holdfast.tasks.task import Task
 from holdfast.training.probe import fit_linear
 
-HEAD = {"epochs": 100, "lr": 1e-2, "weight_decay": 1e-4}
 KEPT_ENCODERS = 4
 
 
@@ -95,7 +94,7 @@ class Stock:
         for module in handed:
             encoder = load(module, device=self.device)
             self._handed[encoder.digest()] = encoder
-            models.append(encoder.model)
+            models.append(msgspec.structs.replace(encoder.model, name=encoder.name))
         for spec in config.encoders:
             for path in series(Path(spec)) if _is_series(Path(spec)) else [spec]:
                 bare = Model(
@@ -110,7 +109,7 @@ class Stock:
     def _loaded(self, model: Model) -> Model:
         encoder = load(model, device=self.device)
         self._keep(encoder.digest(), encoder)
-        return encoder.model
+        return msgspec.structs.replace(encoder.model, name=encoder.name)
 
     def _keep(self, digest: str, encoder: Encoder) -> None:
         self._encoders[digest] = encoder
@@ -189,7 +188,7 @@ class Stock:
             return Embedding(bank(held.vectors, held.keys, held.labels, seed=judge.fit.seed), judge.level)
         assert held.labels is not None, "_owns_head asked for labels"
         classes = len(self.source(judge.fit).classes)
-        head = fit_linear(held.vectors, held.labels, classes=classes, seed=self.config.seed, **HEAD)
+        head = fit_linear(held.vectors, held.labels, classes=classes, seed=self.config.seed)
         return Classification(head.to(self.device), judge.level)
 
     def _extracted(self, fit: Data, model: Model, level: str) -> Extracted:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from holdfast.configs import AttackConfig, BenchConfig, LsConfig, ProbeConfig, ReportConfig, RunConfig, TrainConfig
 from holdfast.errors import ConfigError
 from holdfast.progress import Say
@@ -81,7 +80,7 @@ def attack(encoder: str | nn.Module, images: Tensor, labels: Tensor | None = Non
         encoder: as `load` takes it.
         images: float32 [b, 3, h, w] in [0, 1].
         labels: int64 [b], for an attack through classification.
-        **fields: of `configs.AttackConfig`: eps (`4/255` or a number), norm, steps, restarts, alpha, push, through, seed.
+        **fields: of `configs.AttackConfig`: eps (`4/255` or a number), norm, steps, restarts, alpha, push, through...
 
     Returns:
         The worst iterate of each image, float32 [b, 3, h, w] in [0, 1], within eps of it.
@@ -110,11 +109,13 @@ def bench(encoders: str | nn.Module | Sequence[str | nn.Module] = (), **fields: 
         CellsFailed: some cells failed; the others are on disk.
         Interrupted: a signal came; what was finished is on disk.
     """
-    given = [encoders] if not isinstance(encoders, list | tuple) else list(encoders)
-    names = [item for item in given if isinstance(item, str)]
-    handed = [item for item in given if not isinstance(item, str)]
+    from torch import nn
+
     from holdfast.benching import measure
 
+    given = [encoders] if isinstance(encoders, str | nn.Module) else list(encoders)
+    names = [item for item in given if isinstance(item, str)]
+    handed = [item for item in given if isinstance(item, nn.Module)]
     return measure(build(BenchConfig, {"encoders": names, **fields}), handed, to_stderr)
 
 
@@ -137,7 +138,8 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], out: str | Path 
     if not given:
         raise ConfigError("No run was named.", next="holdfast report runs/bench")
     read_back = [item if isinstance(item, Stored) else read(Path(item)) for item in given]
-    return draw(read_back, Path(out) if out else read_back[0].folder, title=title)
+    page: Path = draw(read_back, Path(out) if out else read_back[0].folder, title=title)
+    return page
 
 
 def run(recipe: str, **fields: Any) -> Path:

@@ -39,8 +39,9 @@ def estimate(todo: Sequence[Job], bench: Bench, fits: Sequence[tuple[Model, Data
                 continue
             model = job.cells[0].encoder
             passes = stage.steps * stage.restarts
-            # A rounded copy and the clean image are judged too, and the start and the end of every pass.
-            seconds += n * (passes * clock.gradient(model, job.data) + (3 + stage.restarts) * clock.forward(model, job.data))
+            # The clean image and a rounded copy are judged too, and the end of every pass.
+            judged = (3 + stage.restarts) * clock.forward(model, job.data)
+            seconds += n * (passes * clock.gradient(model, job.data) + judged)
     return seconds
 
 

@@ -49,11 +49,11 @@ def pictures(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) ->
         bench: images, encoders, tasks.
 
     Returns:
-        `id`, `rule`, `clean` uint8 and `delta` float16 [k, h, w, 3], `label`, `clean_prediction`, `prediction` (-1 where
-        there are none), `confidence` (0 where there is none) and `score`.
+        `id`, `rule`, `clean` uint8 and `delta` float16 [k, h, w, 3], `label`, `clean_prediction`, `prediction` (-1
+        where there are none), `confidence` (0 where there is none) and `score`.
     """
     task, encoder = bench.task(cell), bench.encoder(cell.encoder)
-    lost = whole["attack_clean_score"] > 0 if task.stop else np.zeros(len(whole["id"]), dtype=bool)
+    lost = whole["attack_clean_score"].astype(np.float64) > 0 if task.stop else np.zeros(len(whole["id"]), dtype=bool)
     places = chosen(whole["attack_score"], lost)[:chunk]
     if not places:
         return {}

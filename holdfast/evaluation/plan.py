@@ -15,7 +15,7 @@ from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Recor
 ENCODERS_PER_JOB = 4
 
 
-class Suite(Record, kw_only=True):
+class Suite(Record, frozen=True, kw_only=True):
     """A named grid.
 
     Attributes:
@@ -155,14 +155,12 @@ def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
     """Every cell of the grid, clean first, then corruptions, then attacks.
 
     Args:
-        config: as `settled` returns it.
+        config: as `settled` returns it, with a `variant` where corruptions are asked for.
         subjects: the encoders with their images.
-
-    Raises:
-        ConfigError: corruptions without a severity table.
     """
+    variant = config.variant or "imagenet224"
     corrupted: list[tuple[Stage, ...]] = [
-        (Corruption(name=name, severity=severity, variant=_variant(config), seed=config.seed),)
+        (Corruption(name=name, severity=severity, variant=variant, seed=config.seed),)
         for name in config.corruptions or ()
         for severity in config.severities or ()
     ]
@@ -233,15 +231,6 @@ def _corruptions(asked: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f'no corruption is called "{name}".', next=nearest(name, known))
     return asked
-
-
-def _variant(config: BenchConfig) -> str:
-    if not config.variant:
-        raise ConfigError(
-            "Corruptions need a severity table and none was named; it is not guessed from the size of the images.",
-            next="Add --variant imagenet224 (ImageNet-C) or --variant cifar32 (CIFAR-10-C), or --corruptions none.",
-        )
-    return config.variant
 
 
 def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, ...]:

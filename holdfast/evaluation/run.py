@@ -21,11 +21,12 @@ from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.pictures import pictures
 from holdfast.evaluation.plan import Job
+from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import Store
 from holdfast.progress import Bar
-from holdfast.records import Cell, Corruption, Cost, Metric, Result, Stage
+from holdfast.records import Cell, Cost, Metric, Result
 from holdfast.signals import Stopping
-from holdfast.tasks.task import Measure, Task
+from holdfast.tasks.task import Task
 
 
 @dataclass
@@ -96,8 +97,8 @@ def _attempt(job: Job, run: Run, bar: Bar) -> None:
         for cell in missing:
             run.store.put(_failed(cell, run), {})
         run.failed += len(missing)
-        bar.say(f"failed: {condition(job.stages)} of {job.cells[0].encoder.spec}: {error}")
-    bar.advance(len(missing), note=condition(job.stages))
+        bar.say(f"failed: {condition(missing[0])} of {called(missing[0])}: {error}")
+    bar.advance(len(missing), note=condition(job.cells[0]))
 
 
 def _measure(job: Job, run: Run, bar: Bar) -> None:
@@ -113,8 +114,8 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
     cost = _cost(known.values(), len(job.cells))
     for cell in job.cells:
         prefix = f"{cell.id}/"
-        whole = joined([{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in
-                        (known[at] for at in sorted(known))])
+        parts = [known[at] for at in sorted(known)]
+        whole = joined([{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in parts])
         if cell.attack is not None and cell.judge.task == cell.attack.through:
             run.store.put_gallery(cell.id, pictures(job, cell, whole, run.chunk, run.bench))
         run.store.put(_result(cell, whole, cost, run), whole)
@@ -185,26 +186,11 @@ def metrics(task: Task, whole: Outcomes) -> tuple[Metric, ...]:
     Returns:
         One metric per measure, and one without value per measure that is absent.
     """
-    found = tuple(_metric(measure, whole[measure.outcome]) for measure in task.measures())
-    return found + tuple(Metric(name=name, reason=reason) for name, reason in task.absent().items())
-
-
-def _metric(measure: Measure, values: np.ndarray) -> Metric:
-    n = len(values)
-    if measure.proportion:
-        (low, high), interval = statistics.wilson(int(values.sum()), n), "wilson"
-    else:
-        (low, high), interval = statistics.bootstrap(values, seed=0), f"bootstrap {statistics.RESAMPLES}"
-    return Metric(
-        name=measure.name,
-        value=float(np.mean(values, dtype=np.float64)),
-        n=n,
-        low=low,
-        high=high,
-        higher_is_better=measure.higher_is_better,
-        unit=measure.unit,
-        interval=interval,
+    found = tuple(
+        statistics.mean(m.name, whole[m.outcome], higher_is_better=m.higher_is_better, unit=m.unit)
+        for m in task.measures()
     )
+    return found + tuple(Metric(name=name, reason=reason) for name, reason in task.absent().items())
 
 
 def _failed(cell: Cell, run: Run) -> Result:
@@ -217,16 +203,3 @@ def _failed(cell: Cell, run: Run) -> Result:
         warnings=run.warnings,
         error=traceback.format_exc(),
     )
-
-
-def condition(stages: Sequence[Stage]) -> str:
-    """Stages in words: clean; fog 3; pgd-20 ce linf 8/255; joined by arrows."""
-    return " -> ".join(_words(stage) for stage in stages) or "clean"
-
-
-def _words(stage: Stage) -> str:
-    if isinstance(stage, Corruption):
-        return f"{stage.name} {stage.severity}"
-    radius = f"{stage.eps * 255:.4g}/255" if stage.norm == "linf" else f"{stage.eps:.4g}"
-    restarts = f" x{stage.restarts}" if stage.restarts > 1 else ""
-    return f"{stage.method}-{stage.steps}{restarts} {stage.push} {stage.norm} {radius}"

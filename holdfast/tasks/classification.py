@@ -80,7 +80,7 @@ class Classification:
     def measures(self) -> tuple[Measure, ...]:
         """Top-1 accuracy and mean cross-entropy."""
         return (
-            Measure("accuracy", "correct", higher_is_better=True, proportion=True),
+            Measure("accuracy", "correct", higher_is_better=True),
             Measure("loss", "loss", higher_is_better=False, unit="nats"),
         )
 

@@ -131,9 +131,9 @@ class Embedding:
         ]
         if self.bank is not None:
             measures.append(Measure("quantile", "quantile", higher_is_better=False))
-            measures.append(Measure("neighbour_flips", "flip", higher_is_better=False, proportion=True))
+            measures.append(Measure("neighbour_flips", "flip", higher_is_better=False))
         if self.bank is not None and self.bank.labels is not None:
-            measures.append(Measure("knn_accuracy", "knn_correct", higher_is_better=True, proportion=True))
+            measures.append(Measure("knn_accuracy", "knn_correct", higher_is_better=True))
         return tuple(measures)
 
     def absent(self) -> dict[str, str]:

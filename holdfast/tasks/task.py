@@ -21,15 +21,13 @@ class Measure(NamedTuple):
         name: of the metric.
         outcome: per-image outcome that it is the mean of.
         higher_is_better: for the owner of the encoder.
-        unit: fraction, nats, distance...
-        proportion: True where the outcome is yes or no, so that Wilson's interval holds.
+        unit: fraction (of a yes-or-no outcome), nats, distance...
     """
 
     name: str
     outcome: str
     higher_is_better: bool
     unit: str = "fraction"
-    proportion: bool = False
 
 
 class Member(NamedTuple):

@@ -1,0 +1,229 @@
+"""The corruptions by name, and `corrupt`, which applies one to a batch.
+
+Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (2019,
+arXiv 1903.12261); the severity tables are those of the published sets, one per variant.
+
+A corruption depends on its image, its severity and its random field alone. Each image's field is drawn from its own
+key, so that no result depends on batch size, order, worker or device, and every encoder sees the same pixels.
+Arithmetic comes in two modes: `reference` follows the published definition in float64, `fast` differs from it by at
+most one of the 256 levels. The bench uses `fast`; a record does not name the mode. A result is truncated to uint8, as
+in the published sets, not rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from holdfast.corruptions import blur, digital, noise, weather
+from holdfast.errors import ConfigError, PixelError, nearest
+from holdfast.records import Corruption
+
+Parameters = tuple[float, ...]
+Draw = Callable[..., Tensor]
+
+MODES = ("fast", "reference")
+
+_SIDES = MappingProxyType({"imagenet224": 224, "cifar32": 32})
+_FAMILIES = ("noise", "blur", "weather", "digital")
+# On a CPU about one 224-pixel image at a time, so that its float32 copies stay in the cache; elsewhere as many as pay.
+_TILE_ON_CPU, _TILE_ELSEWHERE = 2**18, 2**26
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One corruption.
+
+    Attributes:
+        name: as in `records.Corruption.name`, and in the folders of the published sets.
+        family: noise, blur, weather or digital.
+        apply: (uint8 [b, h, w, 3], parameters, *, mode, and `field` where there is a draw) -> levels [b, h, w, 3], not
+            yet clipped to 0..255 nor truncated.
+        draw: (keys [b], (height, width), *, parameters, parts) -> the random field, row i from key i; None where there
+            is nothing random.
+        severities: parameters of severities 1 to 5, per variant.
+        in_mce: one of the 15 corruptions of the mCE; the others are validation corruptions and never count there.
+        remark: (parameters, height, width) -> what to record about images of that size, or an empty string.
+    """
+
+    name: str
+    family: str
+    apply: Callable[..., Tensor]
+    draw: Draw | None
+    severities: Mapping[str, tuple[Parameters, ...]]
+    in_mce: bool = True
+    remark: Callable[[Parameters, int, int], str] | None = None
+
+
+_ENTRIES: Mapping[str, Entry] = MappingProxyType(
+    {
+        e.name: e
+        for e in (
+            Entry("gaussian_noise", "noise", noise.gaussian_noise, noise.draw_normals, noise.GAUSSIAN_NOISE),
+            Entry("defocus_blur", "blur", blur.defocus_blur, None, blur.DEFOCUS_BLUR),
+            Entry("fog", "weather", weather.fog, weather.draw_fog, weather.FOG, remark=weather.remark_on_fog),
+            Entry("brightness", "digital", digital.brightness, None, digital.BRIGHTNESS),
+            Entry("jpeg_compression", "digital", digital.jpeg_compression, None, digital.JPEG_COMPRESSION),
+        )
+    }
+)
+
+
+def names() -> tuple[str, ...]:
+    """All corruptions, family by family, in the order of the published sets."""
+    return tuple(_ENTRIES)
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """The corruptions of each family: noise, blur, weather, digital."""
+    return {f: tuple(e.name for e in _ENTRIES.values() if e.family == f) for f in _FAMILIES}
+
+
+def variants() -> tuple[str, ...]:
+    """The severity tables: which published set a corruption follows."""
+    return tuple(_SIDES)
+
+
+def entry(name: str) -> Entry:
+    """What is known about one corruption.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    _known("corruption", name, _ENTRIES)
+    return _ENTRIES[name]
+
+
+def corrupt(
+    images: Tensor, corruption: Corruption, keys: Tensor, *, field: Tensor | None = None, mode: str = "fast"
+) -> Tensor:
+    """Corrupt a batch.
+
+    Args:
+        images: uint8 [b, h, w, 3], levels 0 to 255, on any device; not changed.
+        corruption: which, how severe, by which table and seed. Severity 0 is the identity.
+        keys: the row `key`, int64 [b]; image i depends on key i, never on its place.
+        field: the random field of this batch, as `fields` gives it; None = drawn here.
+        mode: fast, or reference (float64; see the head of this file).
+
+    Returns:
+        uint8 [b, h, w, 3] on the device of `images`.
+
+    Raises:
+        ConfigError: an unknown name, severity, variant or mode; keys or a field that do not belong to the images.
+        PixelError: images of another type or shape.
+    """
+    _known("mode", mode, MODES)
+    found, parameters = _looked_up(corruption)
+    _check(images, keys, field)
+    if parameters is None:
+        return images.clone()
+    if found.draw is None and field is not None:
+        raise ConfigError(
+            f"{found.name} has nothing random.", asked="A field was given.", next="Leave `field` out, or pass None."
+        )
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for rows in _tiles(images):
+        drawn: dict[str, Tensor] = {}
+        if found.draw is not None:
+            tile = _drawn(found, corruption, keys[rows], images.shape[1:3]) if field is None else field[rows]
+            drawn["field"] = tile.to(images.device)
+        levels = found.apply(images[rows], parameters, mode=mode, **drawn)
+        result[rows] = levels if levels.dtype == torch.uint8 else levels.clamp_(0, 255).to(torch.uint8)
+    return result
+
+
+def fields(corruption: Corruption, keys: Tensor, height: int, width: int) -> Tensor | None:
+    """The random field of a batch: the same for every encoder, whatever the images hold.
+
+    Args:
+        corruption: name, severity and seed key the field, together with the image's key.
+        keys: the row `key`, int64 [b].
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Returns:
+        float32 [b, ...] on the device of `keys`: standard normal [b, h, w, 3] (gaussian_noise), uniform in [0, 1)
+        [b, n * n - 1] in the order of the diamond-square algorithm (fog, map of side n); None where nothing is random.
+
+    Raises:
+        ConfigError: an unknown name, severity or variant.
+    """
+    found, parameters = _looked_up(corruption)
+    if parameters is None or found.draw is None:
+        return None
+    return _drawn(found, corruption, keys, (height, width))
+
+
+def notes(corruption: Corruption, height: int, width: int) -> tuple[str, ...]:
+    """What a record must say about this corruption on images of this size.
+
+    Args:
+        corruption: name, severity and variant.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Returns:
+        Sentences; empty where the images have the size that the variant was made for.
+
+    Raises:
+        ConfigError: an unknown name, severity or variant.
+    """
+    found, parameters = _looked_up(corruption)
+    side = _SIDES[corruption.variant]
+    if parameters is None or (height, width) == (side, side):
+        return ()
+    sizes = f"{corruption.variant} was made for images of {side} x {side} px; these are {height} x {width} px."
+    remark = found.remark(parameters, height, width) if found.remark else ""
+    return tuple(f"{found.name}: {text}" for text in (sizes, remark) if text)
+
+
+def _drawn(found: Entry, corruption: Corruption, keys: Tensor, shape: Iterable[int]) -> Tensor:
+    assert found.draw is not None
+    parameters = found.severities[corruption.variant][corruption.severity - 1]
+    parts = (corruption.seed, corruption.name, corruption.severity)
+    return found.draw(keys, tuple(shape), parameters=parameters, parts=parts)
+
+
+def _looked_up(corruption: Corruption) -> tuple[Entry, Parameters | None]:
+    """The entry and the parameters of the severity; None for severity 0, the identity."""
+    found = entry(corruption.name)
+    _known("variant", corruption.variant, _SIDES)
+    if not isinstance(corruption.severity, int) or corruption.severity not in range(6):
+        raise ConfigError(
+            "There are severities 1 to 5, and 0 for the clean image.",
+            asked=f"{found.name} at severity {corruption.severity!r}.",
+            next="Write severity: 3.",
+        )
+    return found, found.severities[corruption.variant][corruption.severity - 1] if corruption.severity else None
+
+
+def _known(what: str, word: str, known: Iterable[str]) -> None:
+    if word not in (words := tuple(known)):
+        raise ConfigError(f'There is no {what} "{word}".', next=nearest(str(word), words))
+
+
+def _check(images: Tensor, keys: Tensor, field: Tensor | None) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise PixelError(
+            f"Found {images.dtype} {list(images.shape)}.",
+            asked="corrupt takes uint8 [b, h, w, 3].",
+            next="For floats in [0, 1] of [b, 3, h, w]: (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).",
+        )
+    for word, rows in (("keys", keys), ("field", field)):
+        if rows is not None and (rows.ndim == 0 or rows.shape[0] != images.shape[0]):
+            raise ConfigError(
+                f"{word} has the shape {list(rows.shape)}.",
+                asked=f"corrupt takes one row of {word} for each of the {images.shape[0]} images.",
+                next="holdfast.draws.keys(ids) makes the keys; fields(corruption, keys, height, width) the field.",
+            )
+
+
+def _tiles(images: Tensor) -> list[slice]:
+    budget = _TILE_ON_CPU if images.device.type == "cpu" else _TILE_ELSEWHERE
+    step = max(1, budget // (images.shape[1] * images.shape[2] * 3))
+    return [slice(i, i + step) for i in range(0, images.shape[0], step)]

@@ -1,0 +1,294 @@
+"""One atomic record per cell with its per-image outcomes beside it, and how a run is read back.
+
+run.yaml           the resolved config, command line, environment, and which weights and images it is about
+cells/<id>.json    `records.Result`; writing it is the commit of a cell
+images/<id>.npz    per-image outcomes, arrays [n], with their "id"
+gallery/<id>.npz   images chosen by rule
+blocks/<key>/      outcomes of unfinished jobs
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from holdfast import disk
+from holdfast.configs import BenchConfig
+from holdfast.errors import ConfigError, ConflictError, DataError, TrustError
+from holdfast.evaluation.identity import RunRecord, conflict, differences
+from holdfast.evaluation.rows import called, order, rows, table
+from holdfast.records import Cell, Environment, Result, build, pretty, read_json, to_yaml
+
+Outcomes = dict[str, npt.NDArray[np.generic]]
+
+OURS = ("run.yaml", "cells", "images", "gallery", "blocks", "leases", "report.html", "results.csv", "table.tex")
+SHARED = ("heads", "log.txt")
+
+
+class Store:
+    """A run's folder, for writing.
+
+    Args:
+        folder: made by `open`, or by the first `put`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def open(
+        self,
+        config: BenchConfig,
+        *,
+        replace: bool = False,
+        cells: Sequence[Cell] = (),
+        environment: Environment | None = None,
+    ) -> RunRecord:
+        """Begin the run, or continue the one that is there.
+
+        Args:
+            config: as `plan.settled` returns it.
+            replace: remove a run that was made with another config, or of other weights or images.
+            cells: the whole grid; so that a run whose weights or images have changed on disk is not mixed with the new.
+            environment: for the record.
+
+        Returns:
+            The record of the run, old or new.
+
+        Raises:
+            ConflictError: the folder holds another run and `replace` was not given, or files of something else.
+        """
+        asked = RunRecord(
+            config=config,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            environment=environment,
+            models={called(cell): cell.encoder.digest_of_weights for cell in cells},
+            images=tuple(sorted({cell.data.digest_of_images for cell in cells})),
+            cells=len(cells),
+        )
+        path = self.folder / "run.yaml"
+        if path.exists():
+            found = _read_run(path)
+            changes = differences(found, asked)
+            if not changes:
+                return found
+            if not replace:
+                raise conflict(self.folder, changes)
+            self._clear()
+        else:
+            self._refuse_strangers()
+        disk.write(path, to_yaml(asked))
+        return asked
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the cell is done; a failed one is not, so that it is tried again.
+
+        Raises:
+            DataError: its record is not whole.
+        """
+        path = self.folder / "cells" / f"{cell.id}.json"
+        if not path.exists() or not (self.folder / "images" / f"{cell.id}.npz").exists():
+            return False
+        return _read_result(path).status == "done"
+
+    def put(self, result: Result, outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Keep a cell: outcomes first, then the record, which commits them.
+
+        Args:
+            result: of the cell.
+            outcomes: arrays [n] under their names, "id" among them; empty for a failed cell.
+
+        Raises:
+            TrustError: an outcome is not finite, of another length, or would need pickle.
+        """
+        if result.status == "done":
+            _check(outcomes)
+            _save(self.folder / "images" / f"{result.id}.npz", outcomes)
+        disk.write(self.folder / "cells" / f"{result.id}.json", pretty(result) + "\n")
+
+    def put_block(self, key: str, index: int, outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Keep block `index` of the unfinished job `key`: arrays under any names."""
+        _save(self.folder / "blocks" / key / f"{index}.npz", outcomes)
+
+    def blocks(self, key: str) -> dict[int, Outcomes]:
+        """The finished blocks of a job by index.
+
+        Raises:
+            DataError: one of them is not whole.
+        """
+        paths = (self.folder / "blocks" / key).glob("*.npz")
+        return {int(path.stem): _load(path) for path in sorted(paths, key=lambda p: int(p.stem))}
+
+    def drop_blocks(self, key: str) -> None:
+        """Remove the blocks of a job whose cells are kept."""
+        shutil.rmtree(self.folder / "blocks" / key, ignore_errors=True)
+
+    def put_gallery(self, cell: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Keep images of the cell with that id; nothing where there are none."""
+        if arrays:
+            _save(self.folder / "gallery" / f"{cell}.npz", arrays)
+
+    def _clear(self) -> None:
+        """Remove a run's own files, the config last, so that a killed removal is taken up again."""
+        for name in reversed(OURS):
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _refuse_strangers(self) -> None:
+        if not self.folder.exists():
+            return
+        others = sorted(p.name for p in self.folder.iterdir() if p.name not in SHARED and not p.name.startswith("."))
+        if others:
+            raise ConflictError(
+                f"{self.folder} has no run.yaml and holds other files: {', '.join(others[:5])}.",
+                next="Choose another --out.",
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it lies on disk.
+
+    Attributes:
+        folder: of the run.
+        record: config, command, environment, weights, images.
+        results: of every cell on disk, failed ones too; by encoder, then clean, corrupted, attacked.
+    """
+
+    folder: Path
+    record: RunRecord
+    results: list[Result]
+    _kept: dict[str, Outcomes] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.folder.resolve().name
+
+    @property
+    def config(self) -> BenchConfig:
+        """With everything that was left to the suite written out."""
+        return self.record.config
+
+    @property
+    def environment(self) -> Environment | None:
+        """Where the run began; without a record of it, where its first cell was made."""
+        return self.record.environment or next((r.environment for r in self.results), None)
+
+    @property
+    def failed(self) -> list[Result]:
+        """The failed cells."""
+        return [r for r in self.results if r.status == "failed"]
+
+    def outcomes(self, cell: str) -> Outcomes:
+        """Per-image outcomes of the cell with that id, arrays [n]; kept in memory once read.
+
+        Raises:
+            DataError: there are none, or the file is not whole.
+        """
+        if cell not in self._kept:
+            self._kept[cell] = _load(self.folder / "images" / f"{cell}.npz")
+        return self._kept[cell]
+
+    def gallery(self, cell: str) -> Outcomes:
+        """Images of the cell with that id; empty where none were kept."""
+        path = self.folder / "gallery" / f"{cell}.npz"
+        return _load(path) if path.exists() else {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per metric, for any dataframe; a failed cell gives one row with its error as reason."""
+        return [row for result in self.results for row in rows(self.name, result)]
+
+    def table(self) -> Table:
+        """The results as a rich table: one line per metric that has a value."""
+        return table(self.name, self.results)
+
+
+def read(folder: str | Path) -> Run:
+    """Read a run back.
+
+    Raises:
+        DataError: there is no run, or a file in it is not whole.
+    """
+    folder = Path(folder)
+    path = folder / "run.yaml"
+    if not path.exists():
+        raise DataError(f"{folder} holds no run.yaml.", next="Give the --out of a `holdfast bench`.")
+    record = _read_run(path)
+    results = [_read_result(p) for p in sorted((folder / "cells").glob("*.json"))]
+    places = {name: at for at, name in enumerate(record.models)}
+    return Run(folder, record, sorted(results, key=lambda r: order(r, places)))
+
+
+def _check(outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    if "id" not in outcomes:
+        raise TrustError("Per-image outcomes without their image ids were to be kept.")
+    n = len(outcomes["id"])
+    for name, values in outcomes.items():
+        if values.ndim != 1 or len(values) != n:
+            raise TrustError(f'Outcome "{name}" has shape {values.shape}, and there are {n} images.')
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values.astype(np.float64)).all():
+            raise TrustError(f'Outcome "{name}" is not finite.', next="A value that does not exist is left out.")
+
+
+def _save(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    for name, values in arrays.items():
+        if values.dtype.hasobject:
+            raise TrustError(f'"{name}" holds Python objects, which would need pickle.')
+
+    def fill(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, values in arrays.items():
+                # A name may hold a slash ("cell/outcome"); NumPy's own writer takes keyword arguments alone.
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(values), allow_pickle=False)
+
+    disk.write(path, fill)
+
+
+def _load(path: Path) -> Outcomes:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing.", next="Run the same bench command again; it makes what is missing."
+        ) from None
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, zipfile.error) as error:
+        raise _broken(path, error) from None
+
+
+def _read_result(path: Path) -> Result:
+    try:
+        result = read_json(Result, path.read_bytes())
+    except (msgspec.DecodeError, ConfigError) as error:
+        raise _broken(path, error) from None
+    if result.id != path.stem:
+        raise DataError(f"{path} holds the record of cell {result.id}.", next="Remove it and run the same bench again.")
+    return result
+
+
+def _read_run(path: Path) -> RunRecord:
+    try:
+        return build(RunRecord, msgspec.yaml.decode(path.read_bytes()), origin=str(path))
+    except (msgspec.DecodeError, ConfigError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is not the record of a bench: {error}", next="Choose another --out.") from None
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is not whole or not ours ({error}).", next="Remove it and run the same bench command again."
+    )

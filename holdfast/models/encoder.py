@@ -1,0 +1,255 @@
+"""An encoder: pixels in [0, 1] go in, features come out; normalisation and precision are its own. How to freeze it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from holdfast.errors import ConfigError, PixelError, TrustError, nearest
+from holdfast.models.features import Features, reader
+from holdfast.records import Model
+
+__all__ = ["Encoder", "Features", "Geometry", "frozen"]
+
+NORMS = ("eval", "batch")
+
+
+class Geometry(NamedTuple):
+    """The images that an encoder expects.
+
+    Attributes:
+        size: side of the centre crop in pixels; 0 = as stored.
+        resize: shorter side before the crop, in pixels; 0 = not resized.
+        interpolation: of the resize.
+    """
+
+    size: int = 0
+    resize: int = 0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Encoder(nn.Module):
+    """A trunk with its normalisation.
+
+    Args:
+        trunk: a timm model, one of `models.cifar`, or any module from normalised pixels to [b, d] or [b, c, h, w].
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, above zero.
+        geometry: images that it expects.
+        model: where it comes from; `mean` and `std` are filled in.
+
+    Attributes:
+        precision: of the trunk; an autocast outside is switched off, so that no caller can move the pixels.
+
+    Raises:
+        ConfigError: a mean or std that is no normalisation.
+    """
+
+    mean: Tensor
+    std: Tensor
+    precision: Literal["fp32"] = "fp32"
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        geometry: Geometry | None = None,
+        model: Model | None = None,
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ConfigError(
+                f"mean {tuple(mean)} and std {tuple(std)} are no normalisation.",
+                next="Give three numbers each, for pixels in [0, 1], std above zero.",
+            )
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.trunk = trunk
+        self.geometry = geometry or Geometry()
+        given = model or Model(spec=f"module:{type(trunk).__name__}")
+        m, s = (tuple(float(v) for v in values) for values in (mean, std))
+        self._model = msgspec.structs.replace(given, mean=m, std=s)
+        self._reader = reader(trunk)
+        self._dims: dict[str, int] = {}
+
+    def forward(self, pixels: Tensor, levels: Sequence[str] = (), normed: bool = True) -> Features:
+        """Features of images.
+
+        Args:
+            pixels: float [b, 3, h, w] in [0, 1].
+            levels: of the maps and tokens to return beside `pooled`; others cost nothing.
+            normed: pass a ViT's tokens through its last LayerNorm.
+
+        Raises:
+            PixelError: not a float image batch of three channels.
+            ConfigError: the trunk has no such level.
+        """
+        self._reader.check(levels)
+        with self._exact(pixels):
+            return self._reader.read(self._normalised(pixels), tuple(levels), normed)
+
+    def vector(self, pixels: Tensor, level: str = "pooled") -> Tensor:
+        """One vector per image, [b, dims(level)]; computes no further than the level.
+
+        A map is averaged over its positions, the class tokens of `clsN` are laid end to end. Arguments and errors as
+        `forward`.
+        """
+        if level == "pooled":
+            return self(pixels).pooled  # type: ignore[no-any-return]
+        self._reader.check((level,))
+        with self._exact(pixels):
+            seen = self._reader.at(self._normalised(pixels), level)
+        return seen.maps[level].mean((2, 3)) if level in seen.maps else seen.prefix[level].flatten(1)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [b, classes] of the checkpoint's own head; to the bit those of the original model."""
+        return self.classify(self(pixels))
+
+    def classify(self, features: Features) -> Tensor:
+        """Logits [b, classes] of the checkpoint's own head on `features.pooled`.
+
+        Raises:
+            ConfigError: there is no head.
+        """
+        if self.head is None:
+            raise ConfigError(f"{self.name} has no classification head of its own.", next="Fit one: holdfast probe.")
+        with self._exact(features.pooled):
+            return cast(Tensor, self.head(features.pooled))
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The checkpoint's own classification head, [b, dim] -> [b, classes]; None where it has none, or several."""
+        found = cast(Any, self.trunk).get_classifier() if hasattr(self.trunk, "get_classifier") else None
+        return found if isinstance(found, nn.Module) and not isinstance(found, nn.Identity) else None
+
+    @property
+    def classes(self) -> int:
+        """How many classes the own head tells apart; 0 without one."""
+        return int(cast(Any, self.trunk).num_classes) if self.head is not None else 0
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The names that `forward` and `vector` take."""
+        return self._reader.levels
+
+    @property
+    def dim(self) -> int:
+        """Width of `pooled`."""
+        return self.dims("pooled")
+
+    def dims(self, level: str) -> int:
+        """Width of `vector(pixels, level)`; a module that does not say is tried once on a black image."""
+        self._reader.check((level,))
+        if level not in self._dims:
+            width = self._reader.dims(level)
+            self._dims[level] = self._tried(level) if width is None else width
+        return self._dims[level]
+
+    @property
+    def name(self) -> str:
+        """How the page calls it: the name that was given, else the last part of the spec (of a run, its folder)."""
+        spec = self._model.spec.rstrip("/").removesuffix("/encoder.safetensors")
+        return self._model.name or spec.rpartition("/")[2]
+
+    @property
+    def model(self) -> Model:
+        """Where it comes from, with `mean`, `std` and the digest of the weights as they are now."""
+        return msgspec.structs.replace(self._model, digest_of_weights=self.digest())
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes, types and bytes of all parameters and buffers, computed anew; 64 digits."""
+        total = hashlib.sha256()
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for name, tensor in sorted(tensors.items()):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            total.update(flat.view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise PixelError(f"pixels have shape {tuple(pixels.shape)}.", next="Give [b, 3, h, w].")
+        if pixels.dtype not in (torch.float32, torch.float64):
+            raise PixelError(
+                f"pixels are {pixels.dtype}.", next="Give float32 in [0, 1]: uint8 / 255, and no autocast."
+            )
+        return (pixels.float() - self.mean) / self.std
+
+    def _exact(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, enabled=False)
+
+    def _tried(self, level: str) -> int:
+        side = self.geometry.size or 32
+        with frozen(self), torch.no_grad():
+            return self.vector(torch.zeros(1, 3, side, side, device=self.mean.device), level).shape[1]
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterator[nn.Module]:
+    """A module that is looked at and not changed: evaluation mode, no gradient for its weights.
+
+    On leaving, also by an exception, every submodule has its own training flag back, every parameter its
+    `requires_grad` and its `.grad` object, every buffer its tensor and its values. Flags are set one by one, so that a
+    module whose `train()` does more than that is not disturbed.
+
+    Args:
+        module: any module; nested use is fine.
+        norm: what batch normalisation does: `eval` = running statistics, `batch` = those of the batch, the running ones
+            restored on leaving.
+
+    Yields:
+        `module`.
+
+    Raises:
+        ConfigError: an unknown `norm`.
+        TrustError: a parameter was changed or exchanged inside the block.
+    """
+    if norm not in NORMS:
+        raise ConfigError(f'frozen knows no norm "{norm}".', next=nearest(norm, NORMS))
+    modes = [(part, part.training) for part in module.modules()]
+    weights = [(name, p, p.requires_grad, p.grad, _version(p)) for name, p in module.named_parameters()]
+    buffers = [(part, dict(part._buffers)) for part, _ in modes if part._buffers]
+    values = [(b, b.detach().clone()) for b in module.buffers()]
+    try:
+        for part, _ in modes:
+            part.training = norm == "batch" and isinstance(part, _BatchNorm)
+        for _, p, *_ in weights:
+            p.requires_grad_(False)
+        yield module
+        _unmoved(module, weights)
+    finally:
+        for part, training in modes:
+            part.training = training
+        for _, p, wanted, grad, _ in weights:
+            p.requires_grad_(wanted)
+            p.grad = grad
+        for part, held in buffers:
+            part._buffers.clear()
+            part._buffers.update(held)
+        with torch.no_grad():
+            for b, value in values:
+                if not torch.equal(b, value):  # untouched ones keep their version: a graph may still need them
+                    b.copy_(value)
+
+
+def _unmoved(module: nn.Module, weights: list[tuple[str, nn.Parameter, bool, Tensor | None, int]]) -> None:
+    now = dict(module.named_parameters())
+    moved = [name for name, p, *_, version in weights if now.get(name) is not p or _version(p) != version]
+    if moved:
+        raise TrustError(
+            f"{len(moved)} of {len(weights)} weights of a frozen module changed (first: {moved[0]}).",
+            next="Nothing measured with it can be believed; look for what writes into it.",
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,114 @@
+"""The model card of a run: what it was trained on, for what, and what is not known of it. Plain text, no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.configs import TrainConfig
+from holdfast.records import Data
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says beside the config.
+
+    Attributes:
+        data: the images.
+        trained: how many of them were trained on.
+        held: how many were held out.
+        side: of the images, in pixels.
+        objective: the loss and its views, in a sentence.
+        steps: optimizer steps.
+        knn: kNN accuracy of the random weights and of the trained ones; None where there is none.
+    """
+
+    data: Data
+    trained: int
+    held: int
+    side: tuple[int, int]
+    objective: str
+    steps: int
+    knn: tuple[float | None, float | None]
+
+
+def model_card(config: TrainConfig, facts: Facts) -> str:
+    """The card, Markdown.
+
+    Args:
+        config: of the run.
+        facts: what came of it.
+    """
+    root = f" in `{facts.data.root}`" if facts.data.root else ""
+    return f"""# {config.model}, {config.method}, {_against(config)}
+
+An encoder trained with Holdfast without labels. Load it with `holdfast.load("{config.out}")`; it takes float pixels in
+[0, 1] and normalises inside.
+
+## Data
+
+`{facts.data.source}`{root}, split `{facts.data.split}`: {facts.trained:,} images of
+{facts.side[0]}x{facts.side[1]} pixels (SHA-256 of ids and labels: `{facts.data.digest_of_images}`). {_held(facts)}
+
+## Objective
+
+{facts.objective}
+
+| | |
+|---|---|
+| adversary | {_adversary(config)} |
+| epochs, batch, steps | {config.epochs}, {config.batch}, {facts.steps:,} |
+| optimizer | AdamW, weight decay {config.weight_decay:g} |
+| learning rate | {config.lr:g} after {config.warmup:g} epochs, then a cosine to zero |
+| seed | {config.seed} |
+
+## kNN accuracy
+
+{_knn(facts)}
+
+## Limits
+
+- {_limit(config)}
+- It saw the images above and nothing else; elsewhere its features may be worth little.
+- Nothing here was measured under attack or corruption. `holdfast bench {config.out} --data {config.data}` does that.
+"""
+
+
+def _against(config: TrainConfig) -> str:
+    return "standard" if config.adversary == "none" else f"adversarial, {config.norm} {_radius(config.eps)}"
+
+
+def _radius(eps: float) -> str:
+    return f"{eps * 255:.3g}/255"
+
+
+def _adversary(config: TrainConfig) -> str:
+    if config.adversary == "none":
+        return "none"
+    alpha = config.alpha or 2.5 * config.eps / config.steps
+    return (
+        f"PGD, {config.norm} ball of radius {_radius(config.eps)}, {config.steps} steps of {_radius(alpha)}, "
+        "random start, BatchNorm with the statistics of the batch"
+    )
+
+
+def _held(facts: Facts) -> str:
+    if not facts.held:
+        return "None was held out."
+    return f"{facts.held:,} more were held out for the kNN check and never trained on."
+
+
+def _knn(facts: Facts) -> str:
+    before, after = facts.knn
+    if before is None or after is None:
+        return "Not measured: there are no labels, or too few images."
+    return (
+        f"{after:.1%} (random weights: {before:.1%}) of {facts.held:,} held-out images, by the 20 nearest training "
+        "images in cosine with weights exp(cosine / 0.07). Labels served this check alone."
+    )
+
+
+def _limit(config: TrainConfig) -> str:
+    if config.adversary == "none":
+        return "It was not trained against an adversary: expect small perturbations to move its features far."
+    ball = f"{config.norm}, {_radius(config.eps)}"
+    return f"The adversary knew one ball ({ball}): other norms and larger radii are untrained."

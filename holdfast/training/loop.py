@@ -1,0 +1,257 @@
+"""The loop around the one step: data, schedule, checks, and the state on disk from which a killed run continues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from holdfast import disk, draws
+from holdfast.configs import TrainConfig
+from holdfast.data.sources import open_source
+from holdfast.errors import DataError, Interrupted, TrustError
+from holdfast.models.checkpoint import save
+from holdfast.models.encoder import Encoder, frozen
+from holdfast.progress import Bar, Say, say
+from holdfast.signals import Stopping
+from holdfast.tasks.neighbours import knn_accuracy
+from holdfast.training import build, resume
+from holdfast.training.card import Facts, model_card
+from holdfast.training.pool import Pool, images_for
+from holdfast.training.schedule import learning_rate
+from holdfast.training.step import Trainee, train_step
+
+ENCODER, CARD = "encoder.safetensors", "README.md"
+PRODUCTS = (resume.STATE, resume.METRICS, ENCODER, CARD)
+_BANK = 10_000
+_CHUNK = 256
+_UNREAD = 20
+
+
+@dataclass
+class Run:
+    """One training run: what it works on, and how far it has come.
+
+    Attributes:
+        config: what was asked for.
+        pool: the images.
+        trainee: method, optimizer, adversary.
+        out: the run's folder.
+        per_epoch: steps per epoch; what does not fill a batch is left out, another part each epoch.
+        step: steps done.
+        metrics: lines beside the state.
+        unread: losses that the device may still be working on, by step.
+    """
+
+    config: TrainConfig
+    pool: Pool
+    trainee: Trainee
+    out: Path
+    per_epoch: int
+    step: int
+    metrics: resume.Metrics
+    unread: list[tuple[int, float, Tensor]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.per_epoch * self.config.epochs
+
+    @property
+    def encoder(self) -> Encoder:
+        """What is being trained."""
+        return self.trainee.method.encoder
+
+
+def train(config: TrainConfig, *, say: Say = say) -> Path:
+    """Pre-train an encoder, or continue a run that was stopped.
+
+    On one CPU thread a run that was killed and continued gives the same weights, bit for bit, as one that was not.
+    Elsewhere kernels may sum in another order.
+
+    Args:
+        config: what to train; `out` holds the run.
+        say: is told what happens, a line at a time.
+
+    Returns:
+        The run's folder: `encoder.safetensors`, `README.md` (the model card), `metrics.jsonl`, `run.yaml`, `state.pt`.
+
+    Raises:
+        ConfigError: an impossible field.
+        DataError: images that cannot be read, or fewer than a batch.
+        ConflictError: `out` holds a run with another config, or with other images.
+        TrustError: the loss is not finite; the last state before it is on disk.
+        Interrupted: Ctrl-C or SIGTERM; the state is on disk.
+    """
+    build.check(config)
+    resume.refuse_other(Path(config.out), config, replace=config.replace)
+    run = _prepared(config)
+    if run.step:
+        say(f"continuing {run.out} at step {run.step:,} of {run.total:,}")
+    else:
+        say(f"training {config.model} with {config.method} on {len(run.pool.train):,} images (in {run.pool.kept})")
+    with Stopping(say, ends="this step") as stopping, Bar("train", run.total) as bar:
+        if not run.step:
+            _check_neighbours(run, bar.say)
+        bar.advance(run.step)
+        for loss in _steps(run, bar.say):
+            bar.advance(note=f"epoch {-(-run.step // run.per_epoch)}/{config.epochs} {loss}")
+            _stop_if_asked(run, stopping)
+    if not (run.out / ENCODER).exists():
+        _export(run)
+    say(f"done: {run.out / ENCODER}")
+    return run.out
+
+
+def _prepared(config: TrainConfig) -> Run:
+    """Everything in place for the next step: built anew, then moved to where the state on disk was."""
+    fabric = build.fabric_on(config.device)
+    encoder = build.encoder_for(config)
+    data = images_for(config, encoder.geometry, split=config.split, default="train")
+    pool = Pool(open_source(data), seed=config.seed, device=fabric.device)
+    per_epoch = len(pool.train) // config.batch
+    if not per_epoch:
+        raise DataError(f"{len(pool.train)} images do not fill a batch of {config.batch}.", next="Lower --batch.")
+    with build.seeded(torch.device("cpu"), config.seed, "method"):
+        method = build.METHODS[config.method](encoder, config, max(pool.size))
+    method = method.to(memory_format=torch.channels_last)
+    wrapped, optimizer = fabric.setup(method, build.optimizer_for(method, config))
+    trainee = Trainee(method, wrapped, optimizer, build.adversary_for(config), fabric.backward)
+    out = Path(config.out)
+    resume.claim(out, config, PRODUCTS)
+    state = resume.load_state(out, pool.source.data.digest_of_images)
+    step = int(state["step"]) if state else 0
+    if state:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        trainee.adversary.load_state_dict(state["adversary"])
+    return Run(config, pool, trainee, out, per_epoch, step, resume.Metrics(out, step if state else -1))
+
+
+def _steps(run: Run, say: Say) -> Iterator[str]:
+    """Take the steps that are left; after each, and after what was due with it, yields the last known loss in words."""
+    method, config = run.trainee.method.train(), run.config
+    warmup = round(config.warmup * run.per_epoch)
+    order, shown = torch.empty(0, dtype=torch.int64), ""
+    ordered = -1
+    while run.step < run.total:
+        epoch, place = divmod(run.step, run.per_epoch)
+        if ordered != epoch:
+            order, ordered = _order(run, epoch), epoch
+        numbers = order[place * config.batch : (place + 1) * config.batch]
+        rate = learning_rate(run.step, total=run.total, warmup=warmup, peak=config.lr)
+        for group in run.trainee.optimizer.param_groups:
+            group["lr"] = rate
+        with build.seeded(run.pool.device, config.seed, "step", run.step):
+            loss = train_step(run.trainee, run.pool.pixels(numbers), {"key": _keys(run, numbers, epoch)})
+        run.step += 1
+        run.unread.append((run.step, rate, loss))
+        shown = _after(run, say) or shown
+        method.train()
+        yield shown
+
+
+def _after(run: Run, say: Say) -> str:
+    """What is due after a step: read losses, check neighbours, save. Returns the loss where it was read."""
+    epoch, rest = divmod(run.step, run.per_epoch)
+    last = run.step == run.total
+    checks = last or (run.config.knn_every and not rest and not epoch % run.config.knn_every)
+    saves = last or not (run.step % run.config.save_every if run.config.save_every else rest)
+    shown = ""
+    if checks or saves or len(run.unread) >= _UNREAD or run.unread[-1][2].device.type == "cpu":
+        shown = _read_losses(run)
+    if checks:
+        _check_neighbours(run, say)
+    if saves:
+        _save(run)
+    return shown
+
+
+def _read_losses(run: Run) -> str:
+    """Wait for the losses and write them down.
+
+    Raises:
+        TrustError: one is not finite.
+    """
+    waiting, run.unread = run.unread, []
+    losses = torch.stack([loss for *_, loss in waiting]).tolist() if waiting else []
+    for (step, _, _), loss in zip(waiting, losses):
+        if not math.isfinite(loss):
+            raise TrustError(
+                f"The loss of step {step} is {loss}.",
+                next=f"Lower --lr (now {run.config.lr:g}) or lengthen --warmup, and give --replace.",
+            )
+    lines = [{"step": step, "lr": rate, "loss": loss} for (step, rate, _), loss in zip(waiting, losses)]
+    run.metrics.append(*lines)
+    return f"loss {losses[-1]:.4f}" if losses else ""
+
+
+def _save(run: Run) -> None:
+    """Write the state; the losses up to it have been read."""
+    resume.save_state(
+        run.out,
+        {
+            "step": run.step,
+            "images": run.pool.source.data.digest_of_images,
+            "method": run.trainee.method.state_dict(),
+            "optimizer": run.trainee.optimizer.state_dict(),
+            "adversary": run.trainee.adversary.state_dict(),
+        },
+    )
+
+
+def _stop_if_asked(run: Run, stopping: Stopping) -> None:
+    try:
+        stopping.check(f"step {run.step:,} of {run.total:,} done")
+    except Interrupted:
+        _read_losses(run)
+        _save(run)
+        raise
+
+
+def _check_neighbours(run: Run, say: Say) -> None:
+    """kNN accuracy of the held-out images, where there are any, with the encoder as it is."""
+    if not len(run.pool.held) or run.pool.labels is None:
+        return
+    chosen = draws.subset(len(run.pool.train), _BANK, run.config.seed, "neighbours")
+    bank = run.pool.train[torch.tensor(chosen)]
+    vectors, queries = _embedded(run, bank), _embedded(run, run.pool.held)
+    labels = run.pool.labels
+    accuracy = knn_accuracy(queries, labels[run.pool.held], vectors, labels[bank])
+    run.metrics.append({"step": run.step, "knn_accuracy": accuracy})
+    say(f"step {run.step:,}: kNN accuracy {accuracy:.1%} of {len(queries):,} held-out images")
+
+
+def _embedded(run: Run, numbers: Tensor) -> Tensor:
+    with frozen(run.encoder), torch.no_grad():
+        return torch.cat([run.encoder(run.pool.pixels(part)).pooled for part in torch.split(numbers, _CHUNK)])
+
+
+def _export(run: Run) -> None:
+    """Write the card and the encoder, which says by being there that the run is complete."""
+    first, last = run.metrics.first("knn_accuracy"), run.metrics.last("knn_accuracy")
+    facts = Facts(
+        data=run.pool.source.data,
+        trained=len(run.pool.train),
+        held=len(run.pool.held),
+        side=run.pool.size,
+        objective=run.trainee.method.objective(),
+        steps=run.total,
+        knn=(first, last),
+    )
+    disk.write(run.out / CARD, model_card(run.config, facts))
+    save(run.encoder, run.out / ENCODER)
+
+
+def _order(run: Run, epoch: int) -> Tensor:
+    return run.pool.train[draws.permutation(len(run.pool.train), run.config.seed, "order", epoch)]
+
+
+def _keys(run: Run, numbers: Tensor, epoch: int) -> Tensor:
+    """What each image draws from in this epoch, int64 [b]."""
+    keys = run.pool.keys[numbers].tolist()
+    return torch.tensor([draws.key(run.config.seed, "epoch", epoch, k) for k in keys], dtype=torch.int64)

@@ -1,0 +1,240 @@
+"""A linear head on frozen features (SLF): fitted on cached vectors, while nothing of the encoder may change.
+
+The protocol of Zhang et al., Colorful Image Colorization, ECCV 2016, as self-supervised work uses it since, with
+features computed once, without augmentation, and standardised before the fit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from holdfast import disk, draws
+from holdfast.configs import ProbeConfig
+from holdfast.data.batches import Source, batches, require_labels
+from holdfast.data.sources import open_source
+from holdfast.errors import ConfigError, DataError, TrustError
+from holdfast.models.checkpoint import load
+from holdfast.models.encoder import Encoder, frozen
+from holdfast.progress import Bar, Say, say
+from holdfast.records import Model
+from holdfast.training import build, resume
+from holdfast.training.pool import images_for
+from holdfast.training.schedule import learning_rate
+
+HEAD, REPORT = "head.safetensors", "probe.json"
+_BATCH = 256
+
+
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    epochs: int = 100,
+    lr: float = 1e-2,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+) -> nn.Linear:
+    """Multinomial logistic regression on features standardised per dimension: AdamW in batches of 256, cosine to zero.
+
+    The standardisation is folded into the head, which therefore takes the features as they are. It starts at zero and
+    its order is drawn by key: the same on every call.
+
+    Args:
+        features: float32 [n, d].
+        labels: int64 [n] in 0..classes-1.
+        classes: rows of the head.
+        epochs: passes over the features.
+        lr: peak learning rate, reached at once.
+        weight_decay: of the weight, decoupled (Loshchilov and Hutter, ICLR 2019).
+        seed: of the order.
+
+    Returns:
+        A head [b, d] -> [b, classes] on the device of the features, without gradient.
+
+    Raises:
+        DataError: no image, or labels outside the classes.
+        TrustError: features or head are not finite.
+    """
+    if not len(features) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(f"{len(features)} features with labels for {classes} classes cannot be fitted.")
+    mean, std = features.mean(0), features.std(0, correction=0)
+    std = std.where(std > 1e-6 * (1 + mean.abs()), torch.inf)  # a constant dimension says nothing: it gets no weight
+    x, y = (features - mean) / std, labels.to(features.device)
+    weight, bias = torch.zeros_like(x[:1]).repeat(classes, 1), x.new_zeros(classes)
+    groups = [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]
+    with torch.enable_grad():
+        optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+        _descend(optimizer, (weight.requires_grad_(), bias.requires_grad_()), (x, y), epochs=epochs, lr=lr, seed=seed)
+    with torch.no_grad():
+        folded = weight / std
+        head = _linear(folded, bias - folded @ mean)
+    if not all(bool(torch.isfinite(p).all()) for p in head.parameters()):
+        raise TrustError("The head that was fitted is not finite.", next="Look for NaN in the features, or lower --lr.")
+    return head
+
+
+def probe(config: ProbeConfig, *, say: Say = say) -> Path:
+    """Fit a head on a frozen encoder and measure it.
+
+    Args:
+        config: encoder, images, task.
+        say: is told what happens, a line at a time.
+
+    Returns:
+        The folder: `head.safetensors` ("weight" [k, d], "bias" [k]), `probe.json`, `run.yaml`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what was typed does not fit.
+        ConflictError: the folder was made with another config.
+        TrustError: a parameter or buffer of the encoder changed; nothing is written.
+    """
+    _check(config)
+    out = Path(config.out) if config.out else _beside(config.encoder)
+    resume.refuse_other(out, config, replace=config.replace)
+    device = build.fabric_on(config.device).device
+    record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
+    encoder = load(record, device=device)
+    train, test = (
+        open_source(images_for(config, encoder.geometry, split=split, default=default))
+        for split, default in ((config.split, "train"), (config.test_split, "test"))
+    )
+    _check_labels(train, test)
+    digest = encoder.digest()
+    head, found = _measured(encoder, (train, test), config)
+    _unchanged(encoder, digest)
+    resume.claim(out, config, (HEAD, REPORT))
+    weights = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
+    disk.write(out / HEAD, safetensors(weights, {"level": config.level, "digest_of_encoder": digest}))
+    about = {"encoder": config.encoder, "digest_of_encoder": digest, "task": config.task, "level": config.level}
+    disk.write(out / REPORT, json.dumps({**about, "classes": train.classes, **found}, indent=1) + "\n")
+    say(f"accuracy {found['test']['accuracy']:.1%} of {len(test):,} images: {out / REPORT}")
+    return out
+
+
+def _measured(
+    encoder: Encoder, sources: tuple[Source, Source], config: ProbeConfig
+) -> tuple[nn.Linear, dict[str, dict[str, Any]]]:
+    """The head, and its accuracy on the images that it was fitted on and on the others."""
+    vectors = [features(encoder, source, level=config.level, batch=config.batch) for source in sources]
+    labels = [torch.tensor(require_labels(source)) for source in sources]
+    head = fit_linear(
+        vectors[0],
+        labels[0],
+        classes=len(sources[0].classes),
+        epochs=config.epochs,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+    )
+    return head, {
+        name: {"images": len(source), "accuracy": _accuracy(head, x, y), "digest": source.data.digest_of_images}
+        for name, source, x, y in zip(("train", "test"), sources, vectors, labels)
+    }
+
+
+def features(encoder: Encoder, source: Source, *, level: str, batch: int) -> Tensor:
+    """The vector of a level for every image, in order, from the frozen encoder.
+
+    Args:
+        encoder: seen in evaluation mode, without gradient.
+        source: the images.
+        level: as `Encoder.vector` takes it.
+        batch: images per pass; the last pass is filled up, so that all run the same kernels.
+
+    Returns:
+        float32 [n, d] on the CPU.
+
+    Raises:
+        TrustError: a parameter or buffer changed on the way.
+    """
+    vectors = []
+    with frozen(encoder), torch.no_grad(), Bar("features", len(source)) as bar:
+        digest = encoder.digest()
+        for part in batches(source, size=batch):
+            filled = torch.arange(batch) % len(part.ids)
+            vector = encoder.vector(part.pixels[filled].to(encoder.mean.device), level)
+            vectors.append(vector[: len(part.ids)].float().cpu())
+            bar.advance(len(part.ids))
+        _unchanged(encoder, digest)
+    return torch.cat(vectors)
+
+
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    head: tuple[Tensor, Tensor],
+    data: tuple[Tensor, Tensor],
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> None:
+    (weight, bias), (x, y) = head, data
+    per_epoch = -(-len(x) // _BATCH)
+    for epoch in range(epochs):
+        order = draws.permutation(len(x), seed, "probe", epoch).to(x.device)
+        for place, chosen in enumerate(order.tensor_split(per_epoch)):
+            for group in optimizer.param_groups:
+                step = epoch * per_epoch + place
+                group["lr"] = learning_rate(step, total=epochs * per_epoch, warmup=0, peak=lr)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(cross_entropy(x[chosen] @ weight.T + bias, y[chosen]))
+            optimizer.step()
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device=weight.device)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return head.requires_grad_(False)
+
+
+def _unchanged(encoder: Encoder, digest: str) -> None:
+    if encoder.digest() != digest:
+        raise TrustError(
+            f"Weights or buffers of {encoder.name} changed while it was frozen; the head was not written.",
+            next="Look for a hook or a layer that writes into itself in evaluation mode.",
+        )
+
+
+def _accuracy(head: nn.Linear, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return int((head(x).argmax(1) == y).sum()) / len(y)
+
+
+def _check_labels(train: Source, test: Source) -> None:
+    require_labels(train)
+    require_labels(test)
+    if train.classes != test.classes:
+        raise DataError(
+            f"{train.data.split} has {len(train.classes)} classes, {test.data.split} has {len(test.classes)} other.",
+            next="Name those of both: --classes a,b,c.",
+        )
+    if train.data.digest_of_images == test.data.digest_of_images:
+        raise DataError(
+            f"The split {test.data.split} is what the head is fitted on.", next="Give another --test-split."
+        )
+
+
+def _check(config: ProbeConfig) -> None:
+    if not config.encoder:
+        raise ConfigError("no encoder was named.", next="holdfast probe runs/a --data imgs/")
+    for name in ("epochs", "lr", "batch"):
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name} must be positive.")
+    if config.weight_decay < 0:
+        raise ConfigError(f"weight_decay is {config.weight_decay}.", next="--weight-decay starts at 0.")
+
+
+def _beside(spec: str) -> Path:
+    path = Path(spec)
+    if not path.exists():
+        raise ConfigError(f"{spec} is no file, so that the head has no place beside it.", next="Add --out runs/probe.")
+    return (path if path.is_dir() else path.parent) / "probe"

@@ -1,0 +1,133 @@
+"""What every self-supervised method owes: its loss falls, nothing collapses, attacks leave no gradient, a run resumes exactly.
+
+A new method is enrolled by one line in `build.METHODS`.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.configs import TrainConfig
+from holdfast.data.batches import batches
+from holdfast.data.sources import images, open_source
+from holdfast.models.checkpoint import load
+from holdfast.training import build
+from holdfast.training.adversary import still
+from holdfast.training.step import Trainee, train_step
+
+SIDE, COUNT = 16, 48
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    source = open_source(images("scenes", split="train", size=SIDE, limit=COUNT))
+    return next(iter(batches(source, size=COUNT)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=sorted(build.METHODS))
+def name(request):
+    return request.param
+
+
+def _trainee(name, adversary="none", lr=3e-3):
+    config = TrainConfig(method=name, dim=16, lr=lr, adversary=adversary, steps=2)
+    with build.seeded(torch.device("cpu"), "contract"):
+        encoder = load("random:cifar_resnet8", options=("width=8",))
+        method = build.METHODS[name](encoder, config, SIDE).train()
+    optimizer = build.optimizer_for(method, config)
+    return Trainee(method, method, optimizer, build.adversary_for(config), torch.autograd.backward)
+
+
+def _rows(batch, step):
+    return {"key": batch.rows["key"] + step}
+
+
+def _steps(trainee, batch, steps):
+    return [float(train_step(trainee, batch.pixels, _rows(batch, step))) for step in steps]
+
+
+def _effective_rank(z):
+    """Exponential of the entropy of the covariance's spectrum (Roy and Vetterli 2007)."""
+    share = torch.linalg.svdvals((z - z.mean(0)).double()) ** 2
+    share = share / share.sum()
+    return float((-(share * share.clamp_min(1e-30).log()).sum()).exp())
+
+
+@pytest.mark.parametrize("adversary", ["none", "pgd"])
+def test_the_loss_falls_and_the_features_do_not_collapse(name, adversary, scenes):
+    trainee = _trainee(name, adversary)
+    losses = _steps(trainee, scenes, range(40))
+    assert sum(losses[-8:]) < 0.95 * sum(losses[:8]), losses
+    with still(trainee.method, "eval"), torch.no_grad():
+        z = trainee.method.encoder(scenes.pixels).pooled
+    assert _effective_rank(z) > 3
+    assert float(nn.functional.normalize(z).std(0).mean()) > 0.01
+
+
+def test_views_are_pixels_that_differ_and_depend_on_the_key_alone(name, scenes):
+    method, rows = _trainee(name).method, _rows(scenes, 0)
+    views = method.views(scenes.pixels, rows)
+    assert len(views) > 1
+    for view in views.values():
+        assert view.shape[:2] == (COUNT, 3) and float(view.min()) >= 0 and float(view.max()) <= 1
+    half = method.views(scenes.pixels[:9], {"key": rows["key"][:9]})
+    assert all(torch.equal(half[k], views[k][:9]) for k in views)
+    assert not any(torch.equal(v, views[k]) for k, v in method.views(scenes.pixels, _rows(scenes, 1)).items())
+
+
+def test_the_attacked_views_are_views_and_exist_only_against_an_adversary(name, scenes):
+    assert _trainee(name).method.attacked == ()
+    method, rows = _trainee(name, "pgd").method, _rows(scenes, 0)
+    views = method.views(scenes.pixels, rows)
+    assert method.attacked and set(method.attacked) <= set(views)
+    truth = method.truth(views, rows)
+    assert not any(value.requires_grad for value in truth.values())
+    seen = {k: views[k].requires_grad_() for k in method.attacked}
+    harm = method.harm(seen, truth, torch.zeros(COUNT))
+    assert harm.shape in ((), (COUNT,))
+    gradients = torch.autograd.grad(harm.sum(), list(seen.values()))
+    assert all(float(g.abs().amax((1, 2, 3)).min()) > 0 for g in gradients), "an image that no attack can reach"
+
+
+def test_no_gradient_of_the_attack_reaches_the_weights(name, scenes):
+    trainee = _trainee(name, "pgd")
+    twin, rows = copy.deepcopy(trainee.method), _rows(scenes, 0)
+    train_step(trainee, scenes.pixels, rows)
+    with torch.no_grad():
+        views = twin.views(scenes.pixels, rows)
+        with still(twin, "batch"):
+            truth = twin.truth(views, rows)
+    adversarial = trainee.adversary.propose(twin, views, truth)
+    torch.autograd.backward(twin(views, adversarial, truth))
+    for moved, alone in zip(trainee.method.parameters(), twin.parameters()):
+        assert torch.equal(moved.grad, alone.grad)
+
+
+def test_a_run_resumes_to_the_same_bits(name, scenes, tmp_path):
+    whole, first, second = _trainee(name, "pgd"), _trainee(name, "pgd"), _trainee(name, "pgd")
+    losses = _steps(whole, scenes, range(6))
+    began = _steps(first, scenes, range(3))
+    parts = {"method": first.method, "optimizer": first.optimizer, "adversary": first.adversary}
+    torch.save({k: v.state_dict() for k, v in parts.items()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    second.method.load_state_dict(saved["method"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    second.adversary.load_state_dict(saved["adversary"])
+    assert began + _steps(second, scenes, range(3, 6)) == losses
+    now = second.method.state_dict()
+    assert all(torch.equal(value, now[k]) for k, value in whole.method.state_dict().items())
+
+
+def test_the_objective_is_said_in_a_sentence(name):
+    assert _trainee(name).method.objective().endswith(".")
+    assert _trainee(name).method.objective() != _trainee(name, "pgd").method.objective()

@@ -1,0 +1,77 @@
+"""Neighbours and their vote, against plain loops and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from holdfast.errors import DataError, TrustError
+from holdfast.tasks.neighbours import knn_accuracy, knn_predict, nearest_neighbours, votes
+
+
+def _features(n, d=8, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_neighbours_on_a_circle_are_the_nearest_angles():
+    angles = torch.tensor([0.0, 10.0, 25.0, 90.0, 180.0]).deg2rad()
+    bank = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([1.0, 5.0, 0.1, 2.0, 3.0])[:, None]
+    query = torch.tensor([[math.cos(math.radians(12)), math.sin(math.radians(12))]]) * 7
+    cosines, index = nearest_neighbours(query, bank, 3)
+    assert index.tolist() == [[1, 0, 2]]
+    assert torch.allclose(cosines[0], torch.tensor([2.0, 12.0, 13.0]).deg2rad().cos(), atol=1e-6)
+
+
+def test_neighbours_equal_a_plain_numpy_search_at_every_chunk():
+    queries, bank = _features(23), _features(40, seed=1)
+    q, b = (v.numpy().astype(np.float64) for v in (queries, bank))
+    close = (q @ b.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(b, axis=1)[None]
+    expected = np.argsort(-close, axis=1)[:, :5]
+    for chunk in (1, 7, 1024):
+        cosines, index = nearest_neighbours(queries, bank, 5, chunk=chunk)
+        assert np.array_equal(index.numpy(), expected)
+        assert np.allclose(cosines.numpy(), np.take_along_axis(close, expected, 1), atol=1e-6)
+
+
+def test_excluded_rows_are_no_neighbours():
+    bank = _features(30)
+    own = torch.eye(30, dtype=torch.bool)
+    assert nearest_neighbours(bank, bank, 1)[1].flatten().tolist() == list(range(30))
+    with_others = nearest_neighbours(bank, bank, 29, exclude=own)[1]
+    assert all(i not in row for i, row in enumerate(with_others.tolist()))
+    with pytest.raises(DataError, match="30 neighbours of 29 images"):
+        nearest_neighbours(bank, bank, 30, exclude=own)
+
+
+def test_no_query_has_no_neighbour_and_nan_is_refused():
+    cosines, index = nearest_neighbours(_features(0), _features(9), 4)
+    assert cosines.shape == index.shape == (0, 4)
+    with pytest.raises(TrustError, match="not finite"):
+        nearest_neighbours(torch.full((1, 8), math.nan), _features(9), 4)
+
+
+def test_one_close_neighbour_outweighs_two_far_ones_only_when_weighted():
+    similarity = torch.tensor([[0.9, 0.5, 0.4]])
+    labels = torch.tensor([[2, 1, 1]])
+    assert knn_predict(similarity, labels, classes=3).tolist() == [2]
+    assert knn_predict(similarity, labels, classes=3, temperature=None).tolist() == [1]
+    weight = votes(similarity, labels, classes=3)[0]
+    assert weight[2] == 1
+    assert math.isclose(weight[1], math.exp(-0.4 / 0.07) + math.exp(-0.5 / 0.07), rel_tol=1e-5)
+
+
+def test_a_draw_of_plain_votes_goes_to_the_nearer_class():
+    similarity = torch.tensor([[0.9, 0.8, 0.7, 0.1]])
+    assert knn_predict(similarity, torch.tensor([[3, 0, 0, 3]]), classes=4, temperature=None).tolist() == [0]
+    assert knn_predict(similarity, torch.tensor([[3, 0, 3, 0]]), classes=4, temperature=None).tolist() == [3]
+
+
+def test_knn_accuracy_is_one_on_clusters_and_chance_on_noise():
+    labels = torch.arange(400) % 4
+    clusters = torch.eye(4)[labels] * 10 + _features(400, 4)
+    assert knn_accuracy(clusters[:100], labels[:100], clusters[100:], labels[100:]) == 1.0
+    noise = _features(1200, 4)
+    truth = torch.arange(1200) % 4
+    accuracy = knn_accuracy(noise[:600], truth[:600], noise[600:], truth[600:])
+    assert abs(accuracy - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 600)
