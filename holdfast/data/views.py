@@ -175,12 +175,12 @@ def resized_crop(x: Tensor, boxes: Tensor, size: tuple[int, int], *, mirrored: T
         [b, c, *size].
     """
     b, c, high, wide = x.shape
-    rows = _weights(boxes[:, 0], boxes[:, 2], high, size[0])
-    columns = _weights(boxes[:, 1], boxes[:, 3], wide, size[1])
+    top, left, tall, broad = boxes.to(x, non_blocking=True).unbind(1)
+    rows, columns = _weights(top, tall, high, size[0]), _weights(left, broad, wide, size[1])
     if mirrored is not None:
-        columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)
-    across = torch.bmm(x.reshape(b, c * high, wide), columns.to(x).transpose(1, 2))
-    down = torch.matmul(rows.to(x).unsqueeze(1), across.view(b, c, high, size[1]))
+        columns = torch.where(mirrored.to(x.device, non_blocking=True).view(-1, 1, 1), columns.flip(1), columns)
+    across = torch.bmm(x.reshape(b, c * high, wide), columns.transpose(1, 2))
+    down = torch.matmul(rows.unsqueeze(1), across.view(b, c, high, size[1]))
     return down.clamp_(0, 1)
 
 
@@ -188,8 +188,8 @@ def _weights(start: Tensor, length: Tensor, n: int, out: int) -> Tensor:
     """PIL's bilinear weights [b, out, n] from the pixels start..start+length-1 to `out`; every row sums to one."""
     stretch = (length / out).view(-1, 1, 1)
     support = stretch.clamp_min(1.0)
-    centre = (torch.arange(out, dtype=torch.float64) + 0.5).view(1, -1, 1) * stretch
-    place = torch.arange(n, dtype=torch.float64).view(1, 1, -1) - start.view(-1, 1, 1)
+    centre = (torch.arange(out, device=start.device) + 0.5).view(1, -1, 1) * stretch
+    place = torch.arange(n, device=start.device).view(1, 1, -1) - start.view(-1, 1, 1)
     weight = (1 - ((place + 0.5 - centre) / support).abs()).clamp_min(0)
     weight = weight * ((place >= 0) & (place < length.view(-1, 1, 1)))
     return weight / weight.sum(2, keepdim=True)
@@ -279,15 +279,17 @@ def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
     Returns:
         [b, c, h, w].
     """
-    rows, columns = (_gaussian(sigma, widest, n).to(x).unsqueeze(1) for n in x.shape[-2:])
+    there = sigma.to(x, non_blocking=True)
+    rows, columns = (_gaussian(there, widest, n).unsqueeze(1) for n in x.shape[-2:])
     return torch.matmul(torch.matmul(rows, x), columns.transpose(2, 3))
 
 
 def _gaussian(sigma: Tensor, widest: float, n: int) -> Tensor:
     """Matrices [b, n, n] of the blur of n pixels; what falls beside the image is added to its edge."""
     radius = math.ceil(3 * widest)
-    offset = torch.arange(-radius, n + radius).view(1, 1, -1) - torch.arange(n).view(1, -1, 1)
-    weight = torch.exp(-0.5 * (offset / sigma.double().view(-1, 1, 1)) ** 2) * (offset.abs() <= radius)
+    place = torch.arange(-radius, n + radius, device=sigma.device)
+    offset = place.view(1, 1, -1) - place[radius : radius + n].view(1, -1, 1)
+    weight = torch.exp(-0.5 * (offset / sigma.view(-1, 1, 1)) ** 2) * (offset.abs() <= radius)
     weight = weight / weight.sum(2, keepdim=True)
     inside = weight[:, :, radius : radius + n].clone()
     inside[:, :, 0] += weight[:, :, :radius].sum(2)

@@ -66,12 +66,14 @@ class CorruptionErrors(NamedTuple):
         relative: the same for the rise over the clean error.
         plain: mean error over the corruptions that are there, not divided by anything.
         each: CE of every corruption, as a fraction.
+        values: per-image parts whose mean is the mCE, [n]; empty where it is absent.
     """
 
     mce: Metric
     relative: Metric
     plain: Metric
     each: dict[str, float]
+    values: Floats
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
@@ -270,20 +272,21 @@ def mean_corruption_error(
     plain = _plain(sums, seed)
     if reason:
         absent = [Metric(name=name, reason=reason, higher_is_better=False) for name in ("mce", "relative_mce")]
-        return CorruptionErrors(absent[0], absent[1], plain, each)
+        return CorruptionErrors(absent[0], absent[1], plain, each, np.array([]))
     mce = sum((sum(sums[n].values()) / sum(ALEXNET_ERRORS[n]) for n in whole), np.zeros_like(base)) / len(whole)
     rise = np.zeros_like(base)
     for name in whole:
         rise = rise + (sum(sums[name].values()) - 5 * base) / (sum(ALEXNET_ERRORS[name]) - 5 * ALEXNET_CLEAN_ERROR)
-    return CorruptionErrors(_error("mce", mce, seed), _error("relative_mce", rise / len(whole), seed), plain, each)
+    relative = _error("relative_mce", rise / len(whole), seed)
+    return CorruptionErrors(_error("mce", mce, seed), relative, plain, each, mce)
 
 
 def _plain(errors: Mapping[str, Mapping[int, Floats]], seed: int) -> Metric:
     """Mean over corruptions of the mean over severities."""
-    per_corruption = [np.mean(list(by.values()), axis=0) for by in errors.values() if by]
+    per_corruption = [np.stack(list(by.values())).mean(0) for by in errors.values() if by]
     if not per_corruption:
         return Metric(name="mean_error", reason="no corruption was measured", higher_is_better=False)
-    return _error("mean_error", np.asarray(np.mean(per_corruption, axis=0)), seed)
+    return _error("mean_error", np.stack(per_corruption).mean(0), seed)
 
 
 def _error(name: str, values: Floats, seed: int) -> Metric:

@@ -111,13 +111,18 @@ def pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     """
     known_to_timm(name)
     base, _, tag = name.partition(".")
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        tags = [m for m in timm.list_pretrained() if m.partition(".")[0] == base]
+    tags = [m for m in timm.list_models(f"{base}*", pretrained=True) if m.partition(".")[0] == base]
+    if tag and name not in tags:
         raise ConfigError(f'{base} has no weights tagged "{tag}".', next=nearest(name, tags))
-    if not cfg.hf_hub_id:
-        advice = f"Download {cfg.url} and say arch {name}." if cfg.url else f'For random weights say "random:{name}".'
+    cfg = timm.get_pretrained_cfg(name)
+    if not cfg or not cfg.hf_hub_id:
+        advice = (
+            f"Download {cfg.url} and say arch {name}."
+            if cfg and cfg.url
+            else f'For random weights say "random:{name}".'
+        )
         raise CheckpointError(f"timm has no weights on the hub for {name}.", next=advice)
+    _whole(name, cfg.num_classes, options)
     return _timm(name, options, {"state_dict": _hub_weights(cfg.hf_hub_id)})
 
 
@@ -129,10 +134,19 @@ def hub(repository: str, options: dict[str, Any]) -> nn.Module:
             f"{repository} is no timm repository: config.json names no architecture.", next="Say arch and a file."
         )
     fields = {f.name for f in dataclasses.fields(PretrainedCfg)}
-    cfg = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k in fields} | {"source": None}
-    arguments = {"num_classes": config.get("num_classes", 0)} | config.get("model_args", {}) | options
+    classes = config.get("num_classes", config.get("pretrained_cfg", {}).get("num_classes", 0))
+    _whole(repository, classes, options)
+    known = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k in fields}
+    cfg = {**known, "source": None, "num_classes": classes}
+    arguments = {**config.get("model_args", {}), **options, "num_classes": classes}
     known_to_timm(config["architecture"])
     return _timm(config["architecture"], arguments, {**cfg, "state_dict": _hub_weights(repository)})
+
+
+def _whole(name: str, classes: int, options: dict[str, Any]) -> None:
+    """timm would give another number of classes a random head, and load the rest in part without a word."""
+    if options.get("num_classes", classes) != classes:
+        raise ConfigError(f"the published weights of {name} have {classes} classes.", next="Leave num_classes out.")
 
 
 def manners(trunk: nn.Module, arch: str, *, fresh: bool) -> Manners:

@@ -61,7 +61,7 @@ def check(config: TrainConfig) -> None:
 
 
 def encoder_for(config: TrainConfig) -> Encoder:
-    """The encoder that training starts from, without a classification head; it will expect images of the size asked for.
+    """The encoder that training starts from, without a classification head; it expects the size asked for.
 
     A plain name is an architecture with random weights, drawn by the seed. What says where its weights are is loaded: a
     path, `kind:...`, or a timm name with a tag (`resnet18.a1_in1k`).

@@ -32,7 +32,7 @@ HEAD, REPORT = "head.safetensors", "probe.json"
 _BATCH = 256
 
 
-def fit_linear(
+def fit_linear(  # parameters: those of an optimiser, as callers have them
     features: Tensor,
     labels: Tensor,
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_the_number_of_classes_must_be_the_files(tmp_path: Path) -> None:
     torch.save(tensors(made(num_classes=5)), tmp_path / "a.pth")
     assert load(str(tmp_path / "a.pth"), arch=NET, options=("num_classes=5",)).classes == 5
-    with pytest.raises(CheckpointError, match="num_classes=10: .* knows 5 classes"):
+    with pytest.raises(CheckpointError, match=r"num_classes=10: .* knows 5 classes"):
         load(str(tmp_path / "a.pth"), arch=NET, options=("num_classes=10",))
 
 
@@ -187,7 +187,7 @@ def test_the_likely_architecture_is_named(tmp_path: Path) -> None:
     torch.save(tensors(load("random:cifar_resnet20")), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match='looks like cifar_resnet20: say arch "cifar_resnet20"'):
         load(str(tmp_path / "a.pth"), arch="cifar_resnet56")
-    with pytest.raises(CheckpointError, match="does not say its architecture.*cifar_resnet20"):
+    with pytest.raises(CheckpointError, match=r"does not say its architecture.*cifar_resnet20"):
         load(str(tmp_path / "a.pth"))
 
 
@@ -228,7 +228,7 @@ def test_normalisation_that_nobody_says_is_asked_for(tmp_path: Path) -> None:
         (b'{"error": "not found"}', "is a JSON text"),
         (b"hello world, no weights", "begins with b'hello wo'"),
         (b"PK\x03\x04" + b"a" * 60, "cut short or damaged"),
-        (b"\x80\x02}q\x00(X", "cut short or damaged"),
+        (b"\x80\x02}q\x00(X", "cut short or damaged|will not open"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_described(tmp_path: Path, content: bytes, found: str) -> None:
@@ -261,7 +261,7 @@ class Evil:
     [
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         ({"state_dict": {}, "x": Evil()}, "posix.system"),
-        ({"state_dict": {}, "x": subprocess.Popen}, "subprocess.Popen"),
+        ({"state_dict": {}, "x": ArgumentError}, "argparse.ArgumentError"),
     ],
 )
 def test_code_in_a_file_is_refused_by_name(tmp_path: Path, content: object, name: str) -> None:
@@ -299,7 +299,7 @@ def test_a_folder_without_a_run_says_what_is_there(tmp_path: Path) -> None:
     ("spec", "arch", "hint"),
     [
         ("resnet1888", "", 'meant "resnet'),
-        ("random:cifar_resnet2", "", 'meant "cifar_resnet20"'),
+        ("random:cifar_resnet2", "", 'meant "cifar_resnet'),
         ("random:zzzzzz", "", "holdfast ls models"),
         ("resnet18.a1_in1", "", 'meant "resnet18.a1_in1k"'),
         ("random:resnet18", "", "cannot be built"),
@@ -333,7 +333,7 @@ def test_a_factory_is_called_with_the_options(monkeypatch: pytest.MonkeyPatch, t
     encoder = load("my_nets:net", options=("width=6",))
     assert (encoder.dim, encoder.model.arch) == (6, "my_nets:net")
     file = save(encoder, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="was made by my_nets:net.*trust"):
+    with pytest.raises(CheckpointError, match=r"was made by my_nets:net.*trust"):
         load(file)
     assert load(file, arch="my_nets:net").digest() == encoder.digest()
     torch.save({"conv.weight": torch.ones(1)}, tmp_path / "b.pth")
@@ -428,7 +428,7 @@ def test_a_series_is_in_natural_order(tmp_path: Path) -> None:
 def test_offline_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="is not in the cache .* this machine is offline"):
+    with pytest.raises(CheckpointError, match=r"is not in the cache .* this machine is offline"):
         load(spec)
 
 
@@ -464,6 +464,8 @@ def test_cached_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(CheckpointError, match="Nothing was loaded"):
         load("mobilenetv2_050")
+    with pytest.raises(ConfigError, match="have 1000 classes"):
+        load("mobilenetv2_050", options=("num_classes=10",))
 
 
 def test_a_cached_repository_says_its_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

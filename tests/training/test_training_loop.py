@@ -108,7 +108,16 @@ def test_the_encoder_is_loaded_by_the_folder_and_the_card_says_what_it_is(whole)
     assert torch.equal(encoder.trunk.conv1.weight, state["encoder.trunk.conv1.weight"])
     assert encoder.head is None and encoder.geometry.size == 16
     card = (whole / "README.md").read_text()
-    for word in ("linf", "8/255", "2 steps", "63 images", "7 more were held out", "NT-Xent", "random weights", "holdfast bench"):
+    for word in (
+        "linf",
+        "8/255",
+        "2 steps",
+        "63 images",
+        "7 more were held out",
+        "NT-Xent",
+        "random weights",
+        "holdfast bench",
+    ):
         assert word in card, word
 
 

@@ -1,0 +1,322 @@
+"""Records read as subjects, curves over epsilon, and corruption profiles. Everything is per image, matched by id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.evaluation import statistics
+from holdfast.evaluation.published import FAMILIES, family
+from holdfast.evaluation.statistics import CorruptionErrors, match, running_worst
+from holdfast.evaluation.store import Run
+from holdfast.records import Attack, Metric, Model, Result
+
+Array = npt.NDArray[Any]
+
+
+class Outcome(NamedTuple):
+    """A per-image outcome and how it is read.
+
+    Attributes:
+        name: in `images/<id>.npz`.
+        task: that judges it.
+        metric: its mean.
+        worse: direction in which it is worse for the owner of the encoder.
+        title: in words.
+        unit: of the metric.
+    """
+
+    name: str
+    task: str
+    metric: str
+    worse: Literal["lower", "higher"]
+    title: str
+    unit: str = "fraction"
+
+
+OUTCOMES = {
+    o.name: o
+    for o in (
+        Outcome("correct", "classification", "accuracy", "lower", "accuracy"),
+        Outcome("knn_correct", "embedding", "knn_accuracy", "lower", "kNN accuracy"),
+        Outcome("cosine", "embedding", "cosine_drift", "higher", "cosine drift", "1 - cosine"),
+        Outcome("quantile", "embedding", "quantile", "higher", "drift as a quantile of random pairs"),
+        Outcome("flip", "embedding", "neighbour_flips", "higher", "nearest neighbour changed"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One encoder of one run, with everything that was measured on it.
+
+    Attributes:
+        name: as the page calls it, different for every subject.
+        run: that it belongs to.
+        model: the encoder.
+        results: of its cells that are done.
+    """
+
+    name: str
+    run: Run
+    model: Model
+    results: tuple[Result, ...]
+    _curves: dict[tuple[str, str, str], Curve] = field(default_factory=dict, repr=False, compare=False)
+
+    def clean(self, task: str) -> Result | None:
+        """The cell without stages, over the most images where there are several."""
+        found = [r for r in self.results if r.cell.judge.task == task and not r.cell.stages]
+        return max(found, key=lambda r: len(self.run.outcomes(r.id)["id"]), default=None)
+
+    def corrupted(self, task: str) -> list[Result]:
+        """Cells with a corruption and no attack."""
+        found = [r for r in self.results if r.cell.judge.task == task and r.cell.attack is None]
+        return [r for r in found if r.cell.corruption is not None]
+
+    def attacked(self, task: str, norm: str = "") -> list[Result]:
+        """Cells with an attack on clean images, of one norm or of all."""
+        found = [r for r in self.results if r.cell.judge.task == task and r.cell.corruption is None]
+        return [r for r in found if r.cell.attack is not None and norm in ("", r.cell.attack.norm)]
+
+    def norms(self) -> list[str]:
+        """Norms of the attacks, Linf first."""
+        found = {r.cell.attack.norm for r in self.results if r.cell.attack is not None}
+        return [norm for norm in ("linf", "l2") if norm in found]
+
+
+class Point(NamedTuple):
+    """One epsilon of a curve: what the attack at this radius alone left, and what all smaller ones left too."""
+
+    eps: float
+    raw: Metric
+    worst: Metric
+
+
+class Curve(NamedTuple):
+    """An outcome over epsilon.
+
+    Attributes:
+        subject: name of the encoder.
+        attack: in words.
+        norm: of the ball.
+        outcome: what is drawn.
+        ids: of the images that clean and attacked cells have in common.
+        running: worst so far per image, [n] by epsilon, 0 = clean among them.
+        points: the same with intervals.
+        reason: why there is no curve.
+    """
+
+    subject: str
+    attack: str
+    norm: str
+    outcome: Outcome
+    ids: Array
+    running: dict[float, Array]
+    points: tuple[Point, ...]
+    reason: str = ""
+
+
+class Profile(NamedTuple):
+    """One corruption of one encoder: mean over severities, and each severity (0 = clean)."""
+
+    corruption: str
+    family: str
+    mean: Metric
+    severities: dict[int, Metric]
+
+
+def subjects(runs: Sequence[Run]) -> list[Subject]:
+    """The encoders of some runs in the order of their records, under names that differ."""
+    found: list[Subject] = []
+    for run in runs:
+        grouped: dict[tuple[str, str], list[Result]] = {}
+        for result in run.results:
+            model = result.cell.encoder
+            key = (model.name or model.spec, model.digest_of_weights)
+            grouped.setdefault(key, []).append(result)
+        for (name, _), results in grouped.items():
+            done = tuple(r for r in results if r.status == "done")
+            found.append(Subject(name, run, results[0].cell.encoder, done))
+    return _distinct(found)
+
+
+def attack_name(attack: Attack) -> str:
+    """An attack without its radius, in words."""
+    harm = {"ce": "cross-entropy", "mse": "embedding MSE", "l2": "embedding L2", "cosine": "embedding cosine"}
+    restarts = f", {attack.restarts} restarts" if attack.restarts > 1 else ""
+    return f"{attack.method.upper()}-{attack.steps} on {harm.get(attack.push, attack.push)}{restarts}"
+
+
+def families(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Attacked results by attack without its radius, radii ascending."""
+    grouped: dict[Attack, list[Result]] = {}
+    for result in results:
+        attack = result.cell.attack
+        if attack is not None:
+            grouped.setdefault(msgspec.structs.replace(attack, eps=0.0), []).append(result)
+    named: dict[str, list[Result]] = {}
+    for attack, members in grouped.items():
+        name = attack_name(attack)
+        named[f"{name}, seed {attack.seed}" if name in named else name] = sorted(members, key=_eps)
+    return named
+
+
+def curve(subject: Subject, outcome: Outcome, norm: str, *, attack: str = "") -> Curve:
+    """An outcome over epsilon, running worst per image.
+
+    Args:
+        subject: the encoder.
+        outcome: one of `OUTCOMES`.
+        norm: of the balls.
+        attack: as `families` names it; empty = the worst case over all attacks of that norm.
+    """
+    key = (outcome.name, norm, attack)
+    if key not in subject._curves:
+        subject._curves[key] = _curve(subject, outcome, norm, attack)
+    return subject._curves[key]
+
+
+def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
+    results = subject.attacked(outcome.task, norm)
+    if attack:
+        results = families(results).get(attack, [])
+    name = attack or "worst case over all attacks"
+    nothing = Curve(subject.name, name, norm, outcome, np.array([]), {}, ())
+    clean = subject.clean(outcome.task)
+    if clean is None or not results:
+        missing = "no clean cell" if clean is None else "no attack of that kind"
+        return nothing._replace(reason=f"{missing} of {subject.name} was judged by {outcome.task}")
+    columns = [(0.0, *_column(subject, clean, outcome))] + [(_eps(r), *_column(subject, r, outcome)) for r in results]
+    if any(values is None for _, _, values in columns):
+        return nothing._replace(reason=f"{outcome.title} of {subject.name} was not recorded (no labels?)")
+    ids, aligned = _aligned([(who, values) for _, who, values in columns if values is not None])
+    if len(ids) == 0:
+        return nothing._replace(reason=f"clean and attacked cells of {subject.name} have no image in common")
+    raw: dict[float, list[Array]] = {}
+    for (eps, _, _), values in zip(columns, aligned):
+        raw.setdefault(eps, []).append(values)
+    alone = {eps: statistics.worst_case(found, outcome.worse) for eps, found in raw.items()}
+    running = running_worst(alone, outcome.worse)
+    points = tuple(Point(eps, _mean(alone[eps], outcome), _mean(running[eps], outcome)) for eps in sorted(running))
+    return Curve(subject.name, name, norm, outcome, ids, running, points)
+
+
+def profiles(subject: Subject, outcome: Outcome) -> dict[str, Profile]:
+    """Every corruption of an encoder, family by family in the order of the published sets.
+
+    Severity 0, the clean images, is there where a clean cell is.
+    """
+    by_name: dict[str, dict[int, tuple[Array, Array]]] = {}
+    for result in subject.corrupted(outcome.task):
+        stage = result.cell.corruption
+        ids, values = _column(subject, result, outcome)
+        if stage is not None and values is not None:
+            by_name.setdefault(stage.name, {})[stage.severity] = (ids, values)
+    clean = subject.clean(outcome.task)
+    start = _column(subject, clean, outcome)[1] if clean is not None else None
+    found = {}
+    for name in sorted(by_name, key=_place):
+        severities = {s: _mean(values, outcome) for s, (_, values) in sorted(by_name[name].items())}
+        if start is not None:
+            severities = {0: _mean(start, outcome), **severities}
+        _, aligned = _aligned(list(by_name[name].values()))
+        overall = _mean(np.stack(aligned).mean(0, dtype=np.float64), outcome)
+        found[name] = Profile(name, family(name), overall, severities)
+    return found
+
+
+def corruption_errors(subject: Subject) -> tuple[Array, CorruptionErrors]:
+    """Ids, and mCE, relative mCE and the plain mean error of an encoder's classification; absent with a reason."""
+    clean = subject.clean("classification")
+    results = subject.corrupted("classification")
+    if clean is None or not results:
+        reason = "no corruption was judged by classification" if clean is not None else "no clean cell to compare with"
+        return np.array([]), statistics.mean_corruption_error({}, np.array([]), reason=reason)
+    columns = [_column(subject, r, OUTCOMES["correct"]) for r in [clean, *results]]
+    ids, aligned = _aligned([(who, values) for who, values in columns if values is not None])
+    errors: dict[str, dict[int, Array]] = {}
+    for result, correct in zip(results, aligned[1:]):
+        stage = result.cell.corruption
+        if stage is not None:
+            errors.setdefault(stage.name, {})[stage.severity] = ~correct.astype(bool)
+    reason = _not_alexnet(results)
+    return ids, statistics.mean_corruption_error(errors, ~aligned[0].astype(bool), reason=reason)
+
+
+def mean_over_corruptions(subject: Subject, outcome: Outcome) -> tuple[Array, Array]:
+    """Ids, and per image the mean over corruptions of the mean over severities; empty arrays where there are none."""
+    columns: dict[str, list[tuple[Array, Array]]] = {}
+    for result in subject.corrupted(outcome.task):
+        ids, values = _column(subject, result, outcome)
+        if values is not None and result.cell.corruption is not None:
+            columns.setdefault(result.cell.corruption.name, []).append((ids, values))
+    if not columns:
+        return np.array([]), np.array([])
+    flat = [(name, pair) for name, pairs in columns.items() for pair in pairs]
+    ids, aligned = _aligned([pair for _, pair in flat])
+    grouped: dict[str, list[Array]] = {}
+    for (name, _), values in zip(flat, aligned):
+        grouped.setdefault(name, []).append(values)
+    return ids, np.stack([np.stack(v).mean(0, dtype=np.float64) for v in grouped.values()]).mean(0)
+
+
+def _not_alexnet(results: Sequence[Result]) -> str:
+    """Why AlexNet's errors on ImageNet-C say nothing about these images; empty where they do."""
+    cell = results[0].cell
+    variants = {r.cell.corruption.variant for r in results if r.cell.corruption is not None}
+    if cell.data.source != "imagenet" or cell.data.classes:
+        what = f"a subset of {len(cell.data.classes)} classes" if cell.data.classes else cell.data.source
+        return f"AlexNet's errors belong to the 1000 classes of ImageNet; these images are {what}"
+    if variants != {"imagenet224"}:
+        return f"AlexNet's errors belong to the severities of imagenet224; these are {', '.join(sorted(variants))}"
+    return ""
+
+
+def _distinct(found: list[Subject]) -> list[Subject]:
+    names = [s.name for s in found]
+    runs = [s.run.name for s in found]
+    renamed: list[Subject] = []
+    for subject in found:
+        name = subject.name
+        if names.count(name) > 1:
+            twice = sum(n == name and r == subject.run.name for n, r in zip(names, runs)) > 1
+            mark = subject.model.digest_of_weights[:8] if twice else subject.run.name
+            name = f"{name} ({mark})"
+        taken, count, free = {s.name for s in renamed}, 2, name
+        while free in taken:
+            free, count = f"{name} #{count}", count + 1
+        renamed.append(Subject(free, subject.run, subject.model, subject.results))
+    return renamed
+
+
+def _column(subject: Subject, result: Result, outcome: Outcome) -> tuple[Array, Array | None]:
+    held = subject.run.outcomes(result.id)
+    return held["id"], held.get(outcome.name)
+
+
+def _aligned(columns: Sequence[tuple[Array, Array]]) -> tuple[Array, list[Array]]:
+    """The images that all columns have, in the order of the shortest, and the columns on them."""
+    ids = min((ids for ids, _ in columns), key=len)
+    for other, _ in columns:
+        ids = ids[match(ids, other)[0]]
+    return ids, [values[match(ids, other)[1]] for other, values in columns]
+
+
+def _mean(values: Array, outcome: Outcome) -> Metric:
+    return statistics.mean(outcome.metric, values, higher_is_better=outcome.worse == "lower", unit=outcome.unit)
+
+
+def _eps(result: Result) -> float:
+    return result.cell.attack.eps if result.cell.attack is not None else 0.0
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    members = FAMILIES.get(family(name), ())
+    groups = list(FAMILIES)
+    group = groups.index(family(name)) if members else len(groups)
+    return group, members.index(name) if name in members else 0, name

@@ -1,0 +1,270 @@
+"""One line per encoder: clean, corrupted, worst case, drift. One is called best only where paired intervals agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.evaluation import statistics
+from holdfast.evaluation.curves import (
+    OUTCOMES,
+    Curve,
+    Outcome,
+    Subject,
+    corruption_errors,
+    curve,
+    mean_over_corruptions,
+)
+from holdfast.evaluation.rows import radius
+from holdfast.evaluation.statistics import Difference, cross, match, paired_difference
+from holdfast.records import Metric
+
+Array = npt.NDArray[Any]
+SHOWN_RADII = 4
+
+
+class Evidence(NamedTuple):
+    """A number with the per-image values behind it, so that two of them can be paired.
+
+    Attributes:
+        metric: the number; absent with a reason.
+        ids: of the images, [n].
+        values: [n] or [m, n].
+        statistic: of values with drawn columns; None = their mean.
+        text: what to show in place of a value that lies beyond the grid.
+    """
+
+    metric: Metric
+    ids: Array = np.array([])
+    values: Array = np.array([])
+    statistic: Callable[[Array], float] | None = None
+    text: str = ""
+
+    @property
+    def rank(self) -> float | None:
+        """What encoders are ordered by; None where there is nothing."""
+        if len(self.ids) == 0:
+            return None
+        return self.statistic(self.values) if self.statistic is not None else float(self.values.mean(dtype=np.float64))
+
+
+class Column(NamedTuple):
+    """One measurement of all encoders.
+
+    Attributes:
+        key: clean, corrupted, mce, worst, half, knn, quantile, flips.
+        title: in words.
+        about: what it is, for a tooltip or a footnote.
+        cells: one per subject, in their order.
+        best: place of the one that is better than every other with an interval that excludes 0; None = none is.
+        against_first: each subject minus the first, paired; None where no image is common or a value is missing.
+        eps: radius that the column belongs to; 0 = none.
+        norm: of that radius.
+    """
+
+    key: str
+    title: str
+    about: str
+    cells: tuple[Evidence, ...]
+    best: int | None
+    against_first: tuple[Difference | None, ...]
+    eps: float = 0.0
+    norm: str = ""
+
+
+def summary(subjects: Sequence[Subject]) -> list[Column]:
+    """The columns that at least one encoder has a number or a reason for."""
+    columns = [
+        _column("clean", "clean accuracy", "of the images as they are", [_clean(s, "correct") for s in subjects]),
+        _column(
+            "corrupted",
+            "corrupted accuracy",
+            "mean over corruptions of the mean over severities",
+            [_corrupted(s) for s in subjects],
+        ),
+        _column(
+            "mce",
+            "mCE",
+            "mean corruption error over 15 corruptions, AlexNet = 100; lower is better",
+            [_mce(s) for s in subjects],
+        ),
+    ]
+    for norm in _norms(subjects):
+        columns += _attacked(subjects, norm)
+    columns.append(
+        _column(
+            "knn", "kNN accuracy", "of clean embeddings, 20 neighbours", [_clean(s, "knn_correct") for s in subjects]
+        )
+    )
+    for norm in _norms(subjects):
+        columns += _drifted(subjects, norm)
+    return [c for c in columns if any(len(cell.ids) for cell in c.cells) or (c.key == "mce" and _corrupts(subjects))]
+
+
+def difference(a: Evidence, b: Evidence, *, seed: int = 0) -> Difference | None:
+    """a minus b over their common images, with a paired interval; None where there is none."""
+    if len(a.ids) == 0 or len(b.ids) == 0:
+        return None
+    first, second = match(a.ids, b.ids)
+    if len(first) == 0:
+        return None
+    x, y = a.values[..., first], b.values[..., second]
+    if a.statistic is None or b.statistic is None:
+        return paired_difference(x, y, seed=seed)
+    left, right = a.statistic, b.statistic
+    low, high = statistics.bootstrap(lambda drawn: left(x[..., drawn]) - right(y[..., drawn]), len(first), seed=seed)
+    return Difference(left(x) - right(y), low, high, len(first))
+
+
+def radii(subjects: Sequence[Subject], task: str, norm: str, *, most: int = SHOWN_RADII) -> list[float]:
+    """Radii that every attacked encoder has, the largest among them, at most `most`."""
+    each = [{r.cell.attack.eps for r in s.attacked(task, norm) if r.cell.attack} for s in subjects]
+    held = [eps for eps in each if eps]
+    common = sorted(set.intersection(*held)) if held else []
+    return common[-most:]
+
+
+def _column(key: str, title: str, about: str, cells: list[Evidence], *, eps: float = 0.0, norm: str = "") -> Column:
+    return Column(
+        key,
+        title,
+        about,
+        tuple(cells),
+        _best(cells),
+        tuple(difference(cell, cells[0]) for cell in cells),
+        eps,
+        norm,
+    )
+
+
+def _best(cells: Sequence[Evidence]) -> int | None:
+    ranks = {at: cell.rank for at, cell in enumerate(cells)}
+    known = {at: rank for at, rank in ranks.items() if rank is not None}
+    if len(known) < 2:
+        return None
+    up = next(cells[at].metric.higher_is_better for at in known)
+    best = max(known, key=lambda at: known[at] if up else -known[at])
+    for other in known:
+        if other == best:
+            continue
+        gap = difference(cells[best], cells[other])
+        if gap is None or not (gap.low > 0 if up else gap.high < 0):
+            return None
+    return best
+
+
+def _clean(subject: Subject, name: str) -> Evidence:
+    outcome = OUTCOMES[name]
+    result = subject.clean(outcome.task)
+    held = subject.run.outcomes(result.id) if result is not None else {}
+    if name not in held:
+        return _nothing(outcome, f"no clean cell with {outcome.title}")
+    return Evidence(statistics.mean(outcome.metric, held[name]), held["id"], held[name])
+
+
+def _corrupted(subject: Subject) -> Evidence:
+    ids, values = mean_over_corruptions(subject, OUTCOMES["correct"])
+    if len(ids) == 0:
+        return _nothing(OUTCOMES["correct"], "no corruption was judged by classification")
+    return Evidence(statistics.mean("corrupted_accuracy", values), ids, values)
+
+
+def _mce(subject: Subject) -> Evidence:
+    ids, found = corruption_errors(subject)
+    return Evidence(found.mce, ids, found.values) if found.mce.value is not None else Evidence(found.mce)
+
+
+def _attacked(subjects: Sequence[Subject], norm: str) -> list[Column]:
+    outcome = OUTCOMES["correct"]
+    curves = [curve(s, outcome, norm) for s in subjects]
+    columns = [
+        _column(
+            "worst",
+            f"worst case at {radius(eps, norm)}",
+            f"accuracy left after every attack of radius up to {radius(eps, norm)} ({norm_name(norm)}), per image",
+            [_at(c, eps) for c in curves],
+            eps=eps,
+            norm=norm,
+        )
+        for eps in radii(subjects, "classification", norm)
+    ]
+    half = _column(
+        "half",
+        f"half-accuracy radius ({norm_name(norm)})",
+        "radius at which the worst case falls to half of clean accuracy, interpolated; further is better",
+        [_half(c) for c in curves],
+        norm=norm,
+    )
+    return [*columns, half]
+
+
+def _drifted(subjects: Sequence[Subject], norm: str) -> list[Column]:
+    shown = radii(subjects, "embedding", norm, most=1)
+    return [
+        _column(
+            key,
+            f"{OUTCOMES[name].title} at {radius(eps, norm)}",
+            f"worst case over attacks of radius up to {radius(eps, norm)} ({norm_name(norm)}); lower is better",
+            [_at(curve(s, OUTCOMES[name], norm), eps) for s in subjects],
+            eps=eps,
+            norm=norm,
+        )
+        for eps in shown
+        for key, name in (("quantile", "quantile"), ("flips", "flip"))
+    ]
+
+
+def _at(found: Curve, eps: float) -> Evidence:
+    if found.reason:
+        return _nothing(found.outcome, found.reason)
+    point = next((p for p in found.points if p.eps == eps), None)
+    if point is None:
+        return _nothing(found.outcome, "this radius was not measured")
+    return Evidence(point.worst, found.ids, found.running[eps])
+
+
+def _half(found: Curve) -> Evidence:
+    if found.reason:
+        return Evidence(Metric(name="half_radius", reason=found.reason))
+    crossing = statistics.crossing(found.running)
+    eps = np.array(sorted(found.running))
+    values = np.stack([found.running[float(e)] for e in eps]).astype(np.float64)
+    largest = float(eps[-1])
+    text = ""
+    metric = Metric(name="half_radius", n=crossing.n, unit="pixel units", reason=crossing.reason or "beyond the grid")
+    if crossing.value is not None and crossing.low is not None:
+        ends = f"bootstrap {statistics.RESAMPLES}" + (", cut at the largest radius" if crossing.high is None else "")
+        metric = Metric(
+            name="half_radius",
+            value=crossing.value,
+            n=crossing.n,
+            low=crossing.low,
+            high=largest if crossing.high is None else crossing.high,
+            unit="pixel units",
+            interval=ends,
+        )
+    elif values[0].any():
+        text = f"above {radius(largest, found.norm)}"
+    return Evidence(metric, found.ids, values, lambda drawn: min(cross(eps, drawn.mean(1)), largest), text)
+
+
+def _nothing(outcome: Outcome, reason: str) -> Evidence:
+    return Evidence(
+        Metric(name=outcome.metric, reason=reason, higher_is_better=outcome.worse == "lower", unit=outcome.unit)
+    )
+
+
+def _norms(subjects: Sequence[Subject]) -> list[str]:
+    return [norm for norm in ("linf", "l2") if any(norm in s.norms() for s in subjects)]
+
+
+def _corrupts(subjects: Sequence[Subject]) -> bool:
+    return any(s.corrupted("classification") for s in subjects)
+
+
+def norm_name(norm: str) -> str:
+    """Linf or L2."""
+    return {"linf": "Linf", "l2": "L2"}.get(norm, norm)
