@@ -10,7 +10,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -319,18 +318,14 @@ def number(text: str) -> float:
     Raises:
         ConfigError: it is no number.
     """
+    top, slash, bottom = text.partition("/")
     try:
-        return float(Fraction(text)) if "/" in text and "." not in text else _quotient(text)
+        return float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f'"{text}" is not a number.', next='Write 0.03 or "8/255".') from None
 
 
-_FRACTION = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*/\s*[\d.]+\s*$", re.IGNORECASE)
-
-
-def _quotient(text: str) -> float:
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom) if bottom else float(top)
+_NUMBER = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*(/\s*[\d.]+\s*)?$", re.IGNORECASE)
 
 
 def _numbers(kind: Any, value: Any) -> Any:
@@ -345,7 +340,7 @@ def _numbers(kind: Any, value: Any) -> Any:
             return _numbers(chosen, value) if chosen else value
         return _numbers(fit[0], value) if len(fit) == 1 else value
     if isinstance(info, msgspec.inspect.FloatType):
-        return number(value) if isinstance(value, str) and _FRACTION.match(value) else value
+        return number(value) if isinstance(value, str) and _NUMBER.match(value) else value
     if isinstance(info, msgspec.inspect.StructType) and isinstance(value, Mapping):
         types = {f.encode_name: f.type for f in info.fields}
         return {k: _numbers(types[k], v) if k in types else v for k, v in value.items()}

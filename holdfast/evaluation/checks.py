@@ -6,6 +6,7 @@ et al. 2022. An attack that fails one may have met masked gradients rather than 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ Status = Literal["passed", "failed", "not measured"]
 
 # Thresholds: a difference counts as a failure only where it is larger than this and its paired interval excludes 0.
 ZERO_GRADIENTS = 0.01
+RISE = 0.02
 STILL_RISING = 0.05
 STILL_DRIFTING = 0.20
 ROUNDING = 0.05
@@ -127,8 +129,8 @@ def _noise(cells: Sequence[_Attacked]) -> Verdict:
     beaten = [c for c in measured if c.attack.through == "classification" and _no_better_than_noise(c)]
     if beaten:
         lost = int((beaten[0].held["attack_start_score"] > 0).sum())
-        text = f"for {beaten[0].words} noise alone loses {lost} of {len(beaten[0].held['id'])} images, and so does the attack"
-        return Verdict("failed", text)
+        n = len(beaten[0].held["id"])
+        return Verdict("failed", f"{beaten[0].words}: noise loses {lost} of {n} images, and the gradient no other")
     if not known:
         return Verdict("not measured", "noise alone loses every image")
     share, worst = min(known, key=lambda pair: pair[0])
@@ -155,13 +157,20 @@ def _gradients(cells: Sequence[_Attacked]) -> Verdict:
     measured = [c for c in cells if "attack_zero_gradients" in c.held]
     if not measured:
         return Verdict("not measured", "no attack recorded its gradients")
-    worst = max(measured, key=lambda c: float(c.held["attack_zero_gradients"].mean()))
-    zero = worst.held["attack_zero_gradients"]
+    zero, worst = max(((_zeros(c), c) for c in measured), key=lambda pair: float(pair[0].mean()))
     share, images = float(zero.mean()), int((zero > 0).sum())
     if share == 0:
         return Verdict("passed", f"none of the gradients of {len(measured)} attacked cells was 0 everywhere")
     text = f"{share:.1%} of the gradients of {worst.words} were exactly 0 everywhere ({images} of {len(zero)} images)"
     return Verdict("failed" if share > ZERO_GRADIENTS else "passed", text)
+
+
+def _zeros(cell: _Attacked) -> Array:
+    """Share of zero gradients of every image that was attacked at all."""
+    zero = cell.held["attack_zero_gradients"]
+    clean = cell.held.get("attack_clean_score")
+    rows = clean <= 0 if clean is not None and cell.attack.through == "classification" else np.ones(len(zero), bool)
+    return zero[rows] if rows.any() else np.zeros(1)
 
 
 def _monotone(subject: Subject) -> Verdict:
@@ -170,7 +179,7 @@ def _monotone(subject: Subject) -> Verdict:
     for outcome in (OUTCOMES["correct"], OUTCOMES["cosine"]):
         for norm in subject.norms():
             for name, members in families(subject.attacked(outcome.task, norm)).items():
-                for small, large in zip(members, members[1:]):
+                for small, large in itertools.pairwise(members):
                     gap = _gap(subject, large, small, outcome.name)
                     if gap is None:
                         continue
@@ -181,7 +190,7 @@ def _monotone(subject: Subject) -> Verdict:
     if not pairs:
         return Verdict("not measured", "no attack was run at two radii")
     worst, words = max(rises, key=lambda rise: rise[0].low)
-    if worst.low > 0:
+    if worst.low > 0 and worst.value > RISE:
         return Verdict("failed", f"{words}: better by {_interval(worst)}")
     return Verdict("passed", f"none of {pairs} steps to a larger radius helps (each attack alone, paired intervals)")
 
@@ -194,12 +203,13 @@ def _chance(subject: Subject) -> Verdict:
     largest = max(direct, key=lambda r: r.cell.attack.eps if r.cell.attack else 0.0)
     attack, held = largest.cell.attack, subject.run.outcomes(largest.id)
     assert attack is not None, "filtered above"
-    classes = len(largest.cell.data.classes) or len(np.unique(held["label"])) if "label" in held else 0
+    classes = len(largest.cell.data.classes) or len(np.unique(held.get("label", np.array([]))))
     if classes < 2:
         return Verdict("not measured", "the number of classes is unknown")
     k, n = int(held["correct"].sum()), len(held["id"])
     low, high = wilson(k, n)
-    text = f"{k / n:.0%} [{low:.0%}, {high:.0%}] at {radius(attack.eps, attack.norm)}, n = {n}; chance is {1 / classes:.1%}"
+    where = radius(attack.eps, attack.norm)
+    text = f"{k / n:.0%} [{low:.0%}, {high:.0%}] at {where}, n = {n}; chance is {1 / classes:.1%}"
     if k / n <= 1 / classes:
         return Verdict("passed", f"{text} (a weak check: many broken attacks pass it)")
     if attack.norm == "linf" and attack.eps >= WHOLE_RANGE and low > 1 / classes:
@@ -247,7 +257,7 @@ def _agree(subject: Subject) -> Verdict:
     gap, where = max(found, key=lambda pair: abs(pair[0].value))
     failed = abs(gap.value) > DISAGREEMENT and gap.clear
     weaker = "cross-entropy" if gap.value > 0 else "margin"
-    text = f"accuracy differs by {_interval(gap)} at most (at {where})"
+    text = f"accuracy differs by {_points(gap)} at most (at {where})"
     return Verdict("failed" if failed else "passed", text + (f"; {weaker} meets masked gradients" if failed else ""))
 
 
@@ -270,7 +280,7 @@ def _transfer(subject: Subject) -> Verdict:
     if gap.low > 0:
         return Verdict(
             "failed",
-            f"{words}, through the embedding, leaves less accuracy than the direct attack, by {_interval(gap)}",
+            f"{words}, through the embedding, leaves less accuracy than the direct attack, by {_points(gap)}",
         )
     return Verdict("passed", f"compared at {len(found)} radii; the direct attack is never clearly weaker")
 
@@ -287,7 +297,7 @@ def _rounding(cells: Sequence[_Attacked]) -> Verdict:
     gap, worst = max(gaps, key=lambda pair: pair[0].value)
     below = len(direct) - len(whole)
     note = f"; {below} cells with radii below 1/255 cannot be stored in 8 bits and are left out" if below else ""
-    text = f"accuracy returns by {_interval(gap)} at most ({worst.words}){note}"
+    text = f"accuracy returns by {_points(gap)} at most ({worst.words}){note}"
     return Verdict("failed" if gap.value > ROUNDING and gap.low > 0 else "passed", text)
 
 
@@ -327,5 +337,10 @@ def _same_ball(result: Result, stage: Attack) -> bool:
 
 
 def _interval(gap: Difference) -> str:
-    """A difference in points or units with interval and n."""
+    """A difference with interval and n."""
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], n = {gap.n}"
+
+
+def _points(gap: Difference) -> str:
+    """A difference of two shares in percentage points, with interval and n."""
+    return f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], n = {gap.n}"

@@ -275,6 +275,9 @@ def _attach(trunk: nn.Module, head: dict[str, torch.Tensor], path: Path, arch: s
 def _ours(path: Path, content: containers.Content, wish: Model) -> Encoder:
     """A file that `save` wrote: what it says about itself wins over `arch` and `options`, which are for bare files."""
     said = content.metadata
+    lacking = {"arch", "options", "classes", "mean", "std", "geometry", "digest"} - said.keys()
+    if lacking:
+        raise CheckpointError(f"{path} is a Holdfast file and no encoder.", next=f"Name the folder that holds {FILE}.")
     arch, options = said["arch"] or wish.arch, tuple(json.loads(said["options"]))
     if not arch or (":" in arch and wish.arch != arch):
         what = f"was made by {arch}" if arch else "was made from a module that was handed over"

@@ -94,10 +94,9 @@ def train(config: TrainConfig, *, say: Say = say) -> Path:
         say(f"continuing {run.out} at step {run.step:,} of {run.total:,}")
     else:
         say(f"training {config.model} with {config.method} on {len(run.pool.train):,} images (in {run.pool.kept})")
-    with Stopping(say, ends="this step") as stopping, Bar("train", run.total) as bar:
+    with Stopping(say, ends="this step") as stopping, Bar("train", run.total - run.step) as bar:
         if not run.step:
             _check_neighbours(run, bar.say)
-        bar.advance(run.step)
         for loss in _steps(run, bar.say):
             bar.advance(note=f"epoch {-(-run.step // run.per_epoch)}/{config.epochs} {loss}")
             _stop_if_asked(run, stopping)
@@ -134,7 +133,8 @@ def _prepared(config: TrainConfig) -> Run:
 
 def _steps(run: Run, say: Say) -> Iterator[str]:
     """Take the steps that are left; after each, and after what was due with it, yields the last known loss in words."""
-    method, config = run.trainee.method.train(), run.config
+    config = run.config
+    run.trainee.method.train()
     warmup = round(config.warmup * run.per_epoch)
     order, shown = torch.empty(0, dtype=torch.int64), ""
     ordered = -1
@@ -151,7 +151,6 @@ def _steps(run: Run, say: Say) -> Iterator[str]:
         run.step += 1
         run.unread.append((run.step, rate, loss))
         shown = _after(run, say) or shown
-        method.train()
         yield shown
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -84,7 +83,8 @@ def test_attacked_images_are_among_the_clean_ones(whole: Run) -> None:
 
 
 def test_attacks_harm_what_they_raise(whole: Run) -> None:
-    by = {(r.cell.attack.push, round(r.cell.attack.eps * 255), r.cell.judge.task): r for r in whole.results if r.cell.attack}
+    attacked = [(r, r.cell.attack) for r in whole.results if r.cell.attack]
+    by = {(attack.push, round(attack.eps * 255), r.cell.judge.task): r for r, attack in attacked}
     small, large = (by["mse", eps, "embedding"].metric("l2_drift").value for eps in (1, 4))
     assert large > small > 0
     losses = [by["ce", eps, "classification"].metric("loss").value for eps in (1, 4)]
@@ -134,7 +134,8 @@ def test_killed_and_run_again_is_the_same(whole: Run, weights: Path, tmp_path: P
 
 def test_first_ctrl_c_ends_the_batch_and_says_what_is_done(whole: Run, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with subprocess.Popen(command(weights, out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    asked = command(weights, out)
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         limit = time.monotonic() + 120
         while not list(out.glob("cells/*.json")) and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)
@@ -204,7 +205,8 @@ def test_another_config_on_the_same_out_shows_the_difference(whole: Run, weights
 
 def test_a_folder_of_checkpoints_is_a_series_with_heads_of_their_own(tmp_path: Path) -> None:
     for seed in (1, 2, 10):
-        save(load(f"random:cifar_resnet8:{seed}", options=("width=4",)), tmp_path / "series" / f"epoch{seed}.safetensors")
+        encoder = load(f"random:cifar_resnet8:{seed}", options=("width=4",))
+        save(encoder, tmp_path / "series" / f"epoch{seed}.safetensors")
     found = holdfast.bench(
         str(tmp_path / "series"),
         out=str(tmp_path / "run"),
@@ -233,4 +235,4 @@ def test_records_are_plain_json(whole: Run) -> None:
     path = next((whole.folder / "cells").iterdir())
     held = json.loads(path.read_text())
     assert held["schema"] == 1 and held["metrics"] and held["cell"]["encoder"]["digest_of_weights"]
-    assert not [name for name in os.listdir(whole.folder / "blocks")] if (whole.folder / "blocks").exists() else True
+    assert not list((whole.folder / "blocks").glob("*/*")), "blocks of finished jobs"

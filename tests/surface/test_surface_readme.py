@@ -63,12 +63,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import timm
     import torch
 
-    for split, count in (("train", 12), ("test", 8)):
-        for label, name in enumerate(("cat", "dog")):
-            for i in range(count):
-                _picture(tmp_path / "imgs" / split / name / f"{i}.png", 1000 * label + i)
-    _picture(tmp_path / "cat.png", 1)
-    _picture(tmp_path / "dog.png", 2)
+    folders = [Path("imgs", split, name) for split in ("train", "test") for name in ("cat", "dog")]
+    names = [*(folder / f"{i}.png" for folder in folders for i in range(10)), Path("cat.png"), Path("dog.png")]
+    for seed, name in enumerate(names):
+        _picture(tmp_path / name, seed)
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "mine.pth")
     monkeypatch.chdir(tmp_path)

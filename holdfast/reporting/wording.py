@@ -1,0 +1,142 @@
+"""Numbers and findings in words. Nothing is computed here: what is said was decided in `evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast.evaluation.curves import Subject
+from holdfast.evaluation.rows import radius
+from holdfast.evaluation.statistics import Difference
+from holdfast.evaluation.summary import Column, Evidence, norm_name
+from holdfast.records import Metric
+
+RADII = ("half_radius",)
+TIMES_100 = ("mce", "relative_mce")
+
+
+def value(metric: Metric, norm: str = "linf") -> str:
+    """The number alone: 84.0 %, 5.2/255, 0.314; an en dash where there is none."""
+    return "\u2013" if metric.value is None else _number(metric, metric.value, norm)
+
+
+def interval(metric: Metric, norm: str = "linf") -> str:
+    """`[79.1, 88.0]`, in the unit of `value`; empty where there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    ends = [_number(metric, end, norm).removesuffix("/255").removesuffix(" %") for end in (metric.low, metric.high)]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def full(metric: Metric, norm: str = "linf") -> str:
+    """Value, interval and n; or the reason why there is none."""
+    if metric.value is None:
+        return metric.reason
+    return f"{value(metric, norm)} {interval(metric, norm)}, n = {metric.n}"
+
+
+def gap(difference: Difference | None, metric: Metric, norm: str = "linf") -> str:
+    """A paired difference with interval and n."""
+    if difference is None:
+        return "no image or no number in common"
+    if metric.name in RADII:
+        scale, unit = (255.0, "/255") if norm == "linf" else (1.0, "")
+    elif metric.name in TIMES_100:
+        scale, unit = 100.0, ""
+    else:
+        scale, unit = (100.0, " points") if metric.unit == "fraction" else (1.0, "")
+    shown = [f"{scale * end:+.2f}" if unit == "/255" else f"{scale * end:+.1f}" for end in difference[:3]]
+    return f"{shown[0]}{unit} [{shown[1]}, {shown[2]}], n = {difference.n}"
+
+
+def headline(subjects: Sequence[Subject], columns: Sequence[Column]) -> list[str]:
+    """Who is most robust to what, at which clean cost: a few sentences, each with its numbers."""
+    if not subjects:
+        return ["No cell of these runs is done."]
+    names = [s.name for s in subjects]
+    clean = next((c for c in columns if c.key == "clean"), None)
+    said = []
+    for column in columns:
+        if column.key == "half":
+            said.append(_attacked(names, column))
+            said += _cost(names, column, clean)
+    if not any(c.key == "half" for c in columns):
+        said += [_ranked(names, c, f"By {c.title}") for c in columns if c.key == "quantile"]
+    said += [_ranked(names, c, "Under corruptions") for c in columns if c.key == "corrupted"]
+    if not said and clean is not None:
+        said.append(_ranked(names, clean, "On clean images"))
+    return [text for text in said if text] or ["These runs hold nothing that encoders could be ranked by."]
+
+
+def leader(column: Column) -> int | None:
+    """Place of the first by rank, clear or not; None where there is no number."""
+    ranks = {at: rank for at, cell in enumerate(column.cells) if (rank := cell.rank) is not None}
+    if not ranks:
+        return None
+    up = column.cells[next(iter(ranks))].metric.higher_is_better
+    return max(ranks, key=lambda at: ranks[at] if up else -ranks[at])
+
+
+def cell_text(cell: Evidence, norm: str = "linf") -> str:
+    """What stands in a table: the number, or where it lies beyond the grid."""
+    return cell.text or value(cell.metric, norm)
+
+
+def _attacked(names: Sequence[str], column: Column) -> str:
+    top = leader(column)
+    if top is None:
+        return ""
+    cell, kind = column.cells[top], norm_name(column.norm)
+    reach = (
+        f"loses half of its clean accuracy at {_evident(cell, column.norm)} under {kind} attacks"
+        if cell.metric.value is not None
+        else f"keeps more than half of its clean accuracy over the whole grid ({cell.text}, {kind}, n = {cell.metric.n})"
+        if cell.text
+        else f"has no half-accuracy radius: {cell.metric.reason}"
+    )
+    if len(names) == 1:
+        return f"{names[0]} {reach}."
+    others = [
+        f"{names[at]} {cell_text(other, column.norm)}"
+        for at, other in enumerate(column.cells)
+        if at != top and len(other.ids)
+    ]
+    rest = f" ({'; '.join(others[:4])}{'; ...' if len(others) > 4 else ''})" if others else ""
+    if column.best is not None:
+        return f"{names[column.best]} is the most robust to {kind} attacks: it {reach}{rest}."
+    return f"No encoder is clearly the most robust to {kind} attacks; first by number is {names[top]}, which {reach}{rest}."
+
+
+def _cost(names: Sequence[str], column: Column, clean: Column | None) -> list[str]:
+    """The clean accuracy of the most robust one against that of the most accurate one."""
+    top = column.best
+    if top is None or clean is None or clean.cells[top].metric.value is None:
+        return []
+    accurate = leader(clean)
+    own = full(clean.cells[top].metric)
+    if accurate is None or accurate == top:
+        return [f"It is also the most accurate on clean images by number: {own}."]
+    return [f"Its clean accuracy is {own}; that of {names[accurate]} is {full(clean.cells[accurate].metric)}."]
+
+
+def _ranked(names: Sequence[str], column: Column, opening: str) -> str:
+    top = leader(column)
+    if top is None:
+        return ""
+    number = full(column.cells[top].metric, column.norm)
+    if len(names) == 1:
+        return f"{opening}, {names[0]} has {column.title} {number}."
+    if column.best is not None:
+        return f"{opening}, {names[top]} is best: {column.title} {number}."
+    return f"{opening}, no encoder is clearly best; first by number is {names[top]}: {column.title} {number}."
+
+
+def _evident(cell: Evidence, norm: str) -> str:
+    return f"{value(cell.metric, norm)} {interval(cell.metric, norm)} (n = {cell.metric.n})"
+
+
+def _number(metric: Metric, number: float, norm: str) -> str:
+    if metric.name in RADII:
+        return radius(float(f"{number:.3g}") if norm != "linf" else round(number * 255, 2) / 255, norm)
+    if metric.name in TIMES_100:
+        return f"{100 * number:.1f}"
+    return f"{100 * number:.1f} %" if metric.unit == "fraction" else f"{number:.3f}"
