@@ -320,9 +320,12 @@ def number(text: str) -> float:
     """
     top, slash, bottom = text.partition("/")
     try:
-        return float(top) / float(bottom) if slash else float(top)
+        value = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f'"{text}" is not a number.', next='Write 0.03 or "8/255".') from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f'"{text}" is not a number.', next='Write 0.03 or "8/255".')
+    return value
 
 
 _NUMBER = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*(/\s*[\d.]+\s*)?$", re.IGNORECASE)

@@ -93,7 +93,7 @@ def pursue(
     slots: int = 64,
     stop: Literal["lost", "never"] = "lost",
     watch: Callable[[Seen], None] | None = None,
-) -> Iterator[Found]:
+) -> Iterator[Found]:  # parameters: the contract of every attack; a record would only rename it
     """Run an attack over rows and yield what it found.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.evaluation.curves import OUTCOMES, Subject, families
+from holdfast.evaluation.curves import OUTCOMES, Subject, attack_name, families
 from holdfast.evaluation.rows import radius
 from holdfast.evaluation.statistics import Difference, match, paired_difference, wilson
 from holdfast.records import Attack, Result
@@ -65,7 +65,7 @@ class _Attacked(NamedTuple):
 
     @property
     def words(self) -> str:
-        return f"{self.attack.push} at {radius(self.attack.eps, self.attack.norm)}"
+        return f"{attack_name(self.attack)} at {radius(self.attack.eps, self.attack.norm)}"
 
 
 def checks(subject: Subject) -> list[Check]:
@@ -271,7 +271,7 @@ def _transfer(subject: Subject) -> Verdict:
         direct = [r for r in attacked if _same_ball(r, stage)]
         gaps = [g for r in direct if (g := _gap(subject, r, result, "correct")) is not None]
         if gaps:
-            found.append((min(gaps, key=lambda g: g.value), f"{stage.push} at {radius(stage.eps, stage.norm)}"))
+            found.append((min(gaps, key=lambda g: g.value), f"{attack_name(stage)} at {radius(stage.eps, stage.norm)}"))
     if not found:
         return Verdict(
             "not measured", "needs an embedding attack and a direct one at one radius, both judged by the head"

@@ -76,7 +76,7 @@ class Column(NamedTuple):
 
 
 def summary(subjects: Sequence[Subject]) -> list[Column]:
-    """The columns that at least one encoder has a number or a reason for."""
+    """The columns that at least one encoder has a number for."""
     columns = [
         _column("clean", "clean accuracy", "of the images as they are", [_clean(s, "correct") for s in subjects]),
         _column(
@@ -101,7 +101,7 @@ def summary(subjects: Sequence[Subject]) -> list[Column]:
     )
     for norm in _norms(subjects):
         columns += _drifted(subjects, norm)
-    return [c for c in columns if any(len(cell.ids) for cell in c.cells) or (c.key == "mce" and _corrupts(subjects))]
+    return [c for c in columns if any(len(cell.ids) for cell in c.cells)]
 
 
 def difference(a: Evidence, b: Evidence, *, seed: int = 0) -> Difference | None:
@@ -259,10 +259,6 @@ def _nothing(outcome: Outcome, reason: str) -> Evidence:
 
 def _norms(subjects: Sequence[Subject]) -> list[str]:
     return [norm for norm in ("linf", "l2") if any(norm in s.norms() for s in subjects)]
-
-
-def _corrupts(subjects: Sequence[Subject]) -> bool:
-    return any(s.corrupted("classification") for s in subjects)
 
 
 def norm_name(norm: str) -> str:

@@ -1,6 +1,6 @@
 """Charts as inline SVG, by matplotlib without a window: legible in light and dark, the same bytes for the same numbers.
 
-Colours are named by sentinels while matplotlib draws and become CSS variables afterwards, so that the page decides them.
+Colours are named by sentinels while matplotlib draws and become CSS variables afterwards: the page decides them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from holdfast.evaluation.published import Published
 from holdfast.evaluation.rows import radius
 from holdfast.evaluation.summary import norm_name
 from holdfast.records import Metric
-from holdfast.reporting.wording import full
+from holdfast.reporting.wording import full, sentence
 
 # Okabe and Ito 2008, black left out: it has no counterpart on a dark page. Second value: on a dark page.
 PALETTE = (
@@ -113,7 +113,7 @@ def over_radius(
     """
     with matplotlib.rc_context(_STYLE):
         rows = -(-len(panels) // columns)
-        size = (7.6, 3.3) if columns == 1 else (7.6, 2.35 * rows)
+        size = (9.2, 3.5) if columns == 1 else (9.2, 2.6 * rows)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(panels) :]:
@@ -139,7 +139,7 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
     rows = -(-len(names) // columns)
     alt = f"{title} over severity 0 to 5, one panel for each of {len(names)} corruptions; the table below has the data"
     with matplotlib.rc_context({**_STYLE, "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5}):
-        figure = Figure(figsize=(7.6, 1.55 * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=(9.2, 1.75 * rows + 0.3), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axis in axes[len(names) :]:
             axis.remove()
@@ -161,7 +161,7 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
         for name, profile in by.items()
         for severity, metric in profile.severities.items()
     )
-    caption = f"{title.capitalize()} with 95 % bands; severity 0 is the clean images."
+    caption = f"{sentence(title)} with 95 % bands; severity 0 is the clean images."
     return Chart(svg, alt, caption, ("encoder", "corruption", "severity", title), table)
 
 
@@ -181,10 +181,10 @@ def corruption_errors(
     bars.sort(key=lambda bar: -bar[1])
     alt = "mCE, lower is better: " + ", ".join(f"{name} {100 * v:.1f}" for name, v, _ in bars)
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(7.6, 0.27 * len(bars) + 0.6), layout="constrained")
+        figure = Figure(figsize=(9.2, 0.27 * len(bars) + 0.6), layout="constrained")
         axis = figure.subplots()
         for at, (name, v, own) in enumerate(bars):
-            look = {"color": own} if own else {"facecolor": "none", "edgecolor": _GREY, "hatch": "////"}
+            look: dict[str, Any] = {"color": own} if own else {"facecolor": "none", "edgecolor": _GREY, "hatch": "////"}
             axis.barh(at, 100 * v, height=0.66, linewidth=0.8, **look)
             metric = ours.get(name) if own else None
             if metric is not None and metric.low is not None and metric.high is not None:
@@ -206,7 +206,8 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
     scale = 255.0 if norm == "linf" else 1.0
     radii = sorted({p.eps * scale for c in drawn for p in c.points})
     positive = [r for r in radii if r > 0]
-    if positive and positive[-1] > 8 * positive[0] * 0.99:
+    wide = bool(positive) and positive[-1] > 8 * positive[0] * 0.99
+    if wide:
         first = positive[0]
         forth, back = lambda x: np.log2(1 + np.maximum(x, 0) / first), lambda y: first * (2.0**y - 1)
         axis.set_xscale("function", functions=(forth, back))
@@ -215,7 +216,9 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
     _fractions(axis, [p.worst for c in drawn for p in c.points])
     axis.set_title(panel.title, loc="left")
     axis.set_xticks(radii, [f"{r:.3g}" for r in radii])
-    axis.set_xlabel(f"radius, {norm_name(norm)}" + (", in /255" if norm == "linf" else ""))
+    axis.set_xlabel(
+        f"radius, {norm_name(norm)}" + (", in /255" if norm == "linf" else "") + (" (logarithmic)" if wide else "")
+    )
     for eps, text in marks.items() if norm == "linf" else ():
         if positive and eps * 255 <= positive[-1] + 1e-9:
             axis.axvline(eps * 255, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.evaluation.curves import Subject
-from holdfast.evaluation.rows import radius
 from holdfast.evaluation.statistics import Difference
 from holdfast.evaluation.summary import Column, Evidence, norm_name
 from holdfast.records import Metric
@@ -81,29 +80,40 @@ def cell_text(cell: Evidence, norm: str = "linf") -> str:
     return cell.text or value(cell.metric, norm)
 
 
+def sentence(text: str) -> str:
+    """With a capital first letter; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Smallest to largest, once where they are equal."""
+    if not numbers:
+        return "none"
+    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
 def _attacked(names: Sequence[str], column: Column) -> str:
     top = leader(column)
     if top is None:
         return ""
     cell, kind = column.cells[top], norm_name(column.norm)
-    reach = (
-        f"loses half of its clean accuracy at {_evident(cell, column.norm)} under {kind} attacks"
-        if cell.metric.value is not None
-        else f"keeps more than half of its clean accuracy over the whole grid ({cell.text}, {kind}, n = {cell.metric.n})"
-        if cell.text
-        else f"has no half-accuracy radius: {cell.metric.reason}"
-    )
+    if cell.metric.value is not None:
+        reach = f"loses half of its clean accuracy at {_evident(cell, column.norm)} "
+    elif cell.text:
+        reach = (
+            f"keeps more than half of its clean accuracy up to the largest radius ({cell.text}, n = {cell.metric.n})"
+        )
+    else:
+        reach = f"has no half-accuracy radius: {cell.metric.reason}"
     if len(names) == 1:
-        return f"{names[0]} {reach}."
-    others = [
-        f"{names[at]} {cell_text(other, column.norm)}"
-        for at, other in enumerate(column.cells)
-        if at != top and len(other.ids)
-    ]
-    rest = f" ({'; '.join(others[:4])}{'; ...' if len(others) > 4 else ''})" if others else ""
+        return f"{names[0]} {reach} under {kind} attacks."
+    others = [at for at, other in enumerate(column.cells) if at != top and len(other.ids)]
+    rest = "; ".join(f"{names[at]} {cell_text(column.cells[at], column.norm)}" for at in others[:4])
+    rest = f" ({rest}{'; ...' if len(others) > 4 else ''})" if others else ""
     if column.best is not None:
         return f"{names[column.best]} is the most robust to {kind} attacks: it {reach}{rest}."
-    return f"No encoder is clearly the most robust to {kind} attacks; first by number is {names[top]}, which {reach}{rest}."
+    opening = f"No encoder is clearly the most robust to {kind} attacks; first by number is"
+    return f"{opening} {names[top]}, which {reach}{rest}."
 
 
 def _cost(names: Sequence[str], column: Column, clean: Column | None) -> list[str]:
@@ -136,7 +146,7 @@ def _evident(cell: Evidence, norm: str) -> str:
 
 def _number(metric: Metric, number: float, norm: str) -> str:
     if metric.name in RADII:
-        return radius(float(f"{number:.3g}") if norm != "linf" else round(number * 255, 2) / 255, norm)
+        return f"{number * 255:.2f}/255" if norm == "linf" else f"{number:.3f}"
     if metric.name in TIMES_100:
         return f"{100 * number:.1f}"
     return f"{100 * number:.1f} %" if metric.unit == "fraction" else f"{number:.3f}"

@@ -93,11 +93,8 @@ def test_parity_with_the_reference_when_the_draws_are_given(corruption):
 
 
 @every_name
-def test_parity_on_real_photos(name):
-    root = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "imagenet_1000"
-    files = sorted(root.rglob("*.jpg"))[:200:50]
-    if not files:
-        pytest.skip(f"no photos in {root}: set HOLDFAST_DATA to the folder that holds imagenet_1000")
+def test_parity_on_real_photos(real, name):
+    files = sorted(real("imagenet_1000").rglob("*.jpg"))[:200:50]
     images = np.stack([np.asarray(Image.open(f).convert("RGB").resize((224, 224))) for f in files])
     for severity in (1, 3, 5):
         assert_parity(Corruption(name=name, severity=severity, variant="imagenet224"), images)

@@ -47,7 +47,7 @@ def test_numbers_as_a_person_types_them(text: str, value: float) -> None:
     assert build(configs.TrainConfig, {"eps": text}).eps == value
 
 
-@pytest.mark.parametrize("text", ["eight", "8/0", "8/", "/255", ""])
+@pytest.mark.parametrize("text", ["eight", "8/0", "8/", "/255", "", "nan", "inf"])
 def test_no_number(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a number"):
         number(text)

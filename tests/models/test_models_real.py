@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +12,19 @@ import torch
 
 from holdfast.models.checkpoint import load
 
-DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-WEIGHTS = DATA / "weights"
-
-
-def present(path: Path) -> Path:
-    if not path.exists():
-        pytest.skip(f"needs real data: {path} is not there; set HOLDFAST_DATA")
-    return path
+Real = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official test batch, unpacked where a user would have it."""
-    root = tmp_path_factory.mktemp("real")
-    script = present(DATA / "unpack.py")
-    subprocess.run([sys.executable, str(script), str(root), "cifar10_lossless"], check=True, capture_output=True)
-    return root / "cifar10_lossless" / "cifar-10-batches-py" / "test_batch"
+def batch(real: Real) -> Path:
+    """The official test batch, where a user would have it."""
+    return real("cifar10_lossless") / "cifar-10-batches-py" / "test_batch"
 
 
 @pytest.mark.parametrize("depth", [20, 56])
-def test_published_cifar_weights_load_whole(depth: int) -> None:
-    encoder = load(present(WEIGHTS / f"cifar10_resnet{depth}.th"), arch=f"cifar_resnet{depth}")
-    raw = torch.load(WEIGHTS / f"cifar10_resnet{depth}.th", map_location="cpu", weights_only=True)["state_dict"]
+def test_published_cifar_weights_load_whole(real: Real, depth: int) -> None:
+    encoder = load(real("weights") / (f"cifar10_resnet{depth}.th"), arch=f"cifar_resnet{depth}")
+    raw = torch.load(real("weights") / f"cifar10_resnet{depth}.th", map_location="cpu", weights_only=True)["state_dict"]
     ours = encoder.trunk.state_dict()
     assert all(torch.equal(ours[name.removeprefix("module.")], tensor) for name, tensor in raw.items())
     assert len(raw) == sum(not name.endswith("num_batches_tracked") for name in ours)
@@ -44,9 +32,9 @@ def test_published_cifar_weights_load_whole(depth: int) -> None:
 
 
 @pytest.mark.parametrize(("depth", "right"), [(20, 915), (56, 926)])
-def test_published_cifar_weights_are_as_accurate_as_published(batch: Path, depth: int, right: int) -> None:
+def test_published_cifar_weights_are_as_accurate_as_published(real: Real, batch: Path, depth: int, right: int) -> None:
     """He et al. 2015 give 91.25 and 93.03 % on all 10,000; these are the first 1,000, counted within half a percent."""
-    encoder = load(present(WEIGHTS / f"cifar10_resnet{depth}.th"), arch=f"cifar_resnet{depth}")
+    encoder = load(real("weights") / (f"cifar10_resnet{depth}.th"), arch=f"cifar_resnet{depth}")
     stored = pickle.loads(batch.read_bytes(), encoding="bytes")
     pixels = torch.from_numpy(np.array(stored[b"data"][:1000])).view(-1, 3, 32, 32).float() / 255
     labels = torch.tensor(stored[b"labels"][:1000])
@@ -55,8 +43,8 @@ def test_published_cifar_weights_are_as_accurate_as_published(batch: Path, depth
     assert abs(int((found == labels).sum()) - right) <= 5
 
 
-def test_folded_half_precision_weights_load_with_their_padding() -> None:
-    file = present(WEIGHTS / "timm_mobilenetv2_100_imagenet.safetensors")
+def test_folded_half_precision_weights_load_with_their_padding(real: Real) -> None:
+    file = real("weights") / "timm_mobilenetv2_100_imagenet.safetensors"
     half = (0.5, 0.5, 0.5)
     encoder = load(file, arch="mobilenetv2_100", options=("pad_type=same",), mean=half, std=half)
     assert (encoder.classes, encoder.dim, encoder.geometry[:2]) == (1000, 1280, (224, 256))

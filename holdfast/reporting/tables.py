@@ -1,0 +1,55 @@
+"""`results.csv`, one row per metric, and `table.tex`, the summary for a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from holdfast.evaluation.curves import Subject
+from holdfast.evaluation.store import Run
+from holdfast.evaluation.summary import Column
+from holdfast.reporting.wording import cell_text, interval
+
+_TEX = {c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {"\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "\u2013": "--"}
+
+
+def results_csv(runs: Sequence[Run]) -> str:
+    """All records as comma-separated values, one row per metric, failed cells with their error as reason."""
+    rows = [row for run in runs for row in run.rows()]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else ["run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def table_tex(subjects: Sequence[Subject], columns: Sequence[Column]) -> str:
+    """The summary as a LaTeX table (booktabs): value, 95 % interval and n; bold as on the page."""
+    shown = [c for c in columns if any(cell.metric.value is not None or cell.text for cell in c.cells)]
+    lines = [
+        "% Made by holdfast report. Needs \\usepackage{booktabs}. Brackets: 95 % interval; n: images.",
+        "% Bold: better than every other encoder, paired 95 % interval excludes 0.",
+        f"\\begin{{tabular}}{{l{'c' * len(shown)}}}",
+        "\\toprule",
+        " & ".join(["encoder", *(tex(c.title) for c in shown)]) + r" \\",
+        "\\midrule",
+    ]
+    for at, subject in enumerate(subjects):
+        lines.append(" & ".join([tex(subject.name), *(_cell(c, at) for c in shown)]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def tex(text: str) -> str:
+    """Text with the special characters of LaTeX escaped."""
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def _cell(column: Column, at: int) -> str:
+    cell = column.cells[at]
+    text = tex(cell_text(cell, column.norm))
+    bold = f"\\textbf{{{text}}}" if column.best == at else text
+    if not cell.metric.n:
+        return bold
+    return f"{bold} {{\\scriptsize {tex(interval(cell.metric, column.norm))} $n$={cell.metric.n}}}"
