@@ -68,7 +68,9 @@ def _tasks() -> list[str]:
 
 
 def _methods() -> list[str]:
-    return ["simclr  (adversary: none, pgd)"]
+    from holdfast.training.build import METHODS
+
+    return [f"{name}  (adversary: none, pgd)" for name in METHODS]
 
 
 def _recipes() -> list[str]:

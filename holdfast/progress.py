@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Say = Callable[[str], None]
 
@@ -19,23 +19,23 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """A count towards a total, drawn on a terminal, said once a minute elsewhere.
+    """Work towards a total, drawn on a terminal, said once a minute elsewhere.
 
     Args:
-        title: what is counted.
-        total: of it.
+        title: what is done.
+        total: of it, in units that take equally long.
         every_s: seconds between lines where there is no terminal.
     """
 
-    def __init__(self, title: str, total: int, *, every_s: float = 60.0) -> None:
+    def __init__(self, title: str, total: float, *, every_s: float = 60.0) -> None:
         self.title, self.total, self.every_s = title, total, every_s
-        self.done, self._began, self._said = 0, time.monotonic(), time.monotonic()
+        self.done, self._skipped, self._began, self._said = 0.0, 0.0, time.monotonic(), time.monotonic()
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total)
@@ -52,7 +52,12 @@ class Bar:
         else:
             say(text)
 
-    def advance(self, by: int = 1, *, note: str = "") -> None:
+    def skip(self, by: float) -> None:
+        """Count what was done before; it says nothing about the time that is left."""
+        self._skipped += by
+        self.advance(by)
+
+    def advance(self, by: float = 1, *, note: str = "") -> None:
         """Count on, with a short note on the state."""
         self.done += by
         now = time.monotonic()
@@ -60,8 +65,9 @@ class Bar:
             self._bar.update(self._task, advance=by, description=f"{self.title} {note}".strip())
         elif now - self._said >= self.every_s:
             self._said = now
-            left = (now - self._began) / max(self.done, 1) * (self.total - self.done)
-            say(f"{self.title}: {self.done} of {self.total} {note} (about {spoken(left)} left)")
+            done = self.done - self._skipped
+            left = f", about {spoken((now - self._began) / done * (self.total - self.done))} left" if done else ""
+            say(f"{self.title}: {self.done / self.total:.0%} {note}{left}")
 
 
 def spoken(seconds: float) -> str:

@@ -29,6 +29,7 @@ STILL_DRIFTING = 0.20
 ROUNDING = 0.05
 DISAGREEMENT = 0.10
 RAISED = 0.5
+FEW = 5
 TOLERANCE = 1e-6
 WHOLE_RANGE = 0.5
 
@@ -146,11 +147,11 @@ def _raised(cell: _Attacked) -> float | None:
 
 
 def _no_better_than_noise(cell: _Attacked) -> bool:
-    """Whether noise loses images that were right, others survive, and the gradient loses no further one."""
+    """Whether noise loses more than a few images that were right, others survive, and the gradient loses no more."""
     clean = cell.held.get("attack_clean_score", np.full(len(cell.held["id"]), -1.0)) <= 0
     noise = int(((cell.held["attack_start_score"] > 0) & clean).sum())
     lost = int(((cell.held["attack_score"] > 0) & clean).sum())
-    return 0 < noise == lost < int(clean.sum())
+    return FEW <= noise == lost < int(clean.sum())
 
 
 def _gradients(cells: Sequence[_Attacked]) -> Verdict:

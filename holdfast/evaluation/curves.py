@@ -14,7 +14,7 @@ from holdfast.evaluation import statistics
 from holdfast.evaluation.published import FAMILIES, family
 from holdfast.evaluation.statistics import CorruptionErrors, match, running_worst
 from holdfast.evaluation.store import Run
-from holdfast.records import Attack, Metric, Model, Result
+from holdfast.records import Attack, Data, Metric, Model, Result
 
 Array = npt.NDArray[Any]
 
@@ -67,6 +67,15 @@ class Subject:
     model: Model
     results: tuple[Result, ...]
     _curves: dict[tuple[str, str, str], Curve] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def images(self) -> str:
+        """Names the set that image ids belong to: two subjects share images only where this is equal."""
+        sets = {(d.source, d.root, d.split, d.seed if d.source == "scenes" else 0) for d in self._data()}
+        return repr(sorted(sets))
+
+    def _data(self) -> list[Data]:
+        return [r.cell.data for r in self.results]
 
     def clean(self, task: str) -> Result | None:
         """The cell without stages, over the most images where there are several."""
@@ -189,7 +198,7 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     nothing = Curve(subject.name, name, norm, outcome, np.array([]), {}, ())
     clean = subject.clean(outcome.task)
     if clean is None or not results:
-        missing = "no clean cell" if clean is None else "no attack of that kind"
+        missing = "no clean image" if clean is None else f"no {norm} attack"
         return nothing._replace(reason=f"{missing} of {subject.name} was judged by {outcome.task}")
     columns = [(0.0, *_column(subject, clean, outcome))] + [(_eps(r), *_column(subject, r, outcome)) for r in results]
     if any(values is None for _, _, values in columns):
@@ -235,7 +244,9 @@ def corruption_errors(subject: Subject) -> tuple[Array, CorruptionErrors]:
     clean = subject.clean("classification")
     results = subject.corrupted("classification")
     if clean is None or not results:
-        reason = "no corruption was judged by classification" if clean is not None else "no clean cell to compare with"
+        reason = (
+            "no clean image was judged by classification" if results else "no corruption was judged by classification"
+        )
         return np.array([]), statistics.mean_corruption_error({}, np.array([]), reason=reason)
     columns = [_column(subject, r, OUTCOMES["correct"]) for r in [clean, *results]]
     ids, aligned = _aligned([(who, values) for who, values in columns if values is not None])

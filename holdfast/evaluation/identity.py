@@ -17,7 +17,7 @@ IGNORED = ("out", "device", "chunk", "block", "shard", "dry_run", "replace")
 SHOWN_DIFFERENCES = 4
 
 
-class RunRecord(Record, kw_only=True):
+class RunRecord(Record, frozen=True, kw_only=True):
     """What `run.yaml` holds.
 
     Attributes:

@@ -69,15 +69,17 @@ def work(todo: Sequence[Job], run: Run) -> None:
     run.cells = sum(len(job.cells) for job in todo)
     run.done = sum(run.store.has(cell) for job in todo for cell in job.cells)
     disk.sweep(run.store.folder)
-    with Bar("cells", run.cells) as bar, Stopping(bar.say, ends="this batch") as stopping:
+    passes = [_passes(job, len(run.bench.source(job.data))) for job in todo]
+    with Bar("bench", sum(passes)) as bar, Stopping(bar.say, ends="this batch") as stopping:
         run.bench.check = lambda: stopping.check(f"{run.done} of {run.cells} cells done")
-        bar.advance(run.done)
-        for job in todo:
+        for job, work_left in zip(todo, passes, strict=True):
             if all(run.store.has(cell) for cell in job.cells):
+                bar.skip(work_left)
                 continue
             with disk.lease(run.store.folder / "leases" / job.key) as mine:
                 if mine:
                     _attempt(job, run, bar)
+            bar.advance(work_left, note=f"{run.done} of {run.cells} cells, {condition(job.cells[0])}")
     if run.failed:
         raise CellsFailed(
             f"{run.failed} of {run.cells} cells failed; {run.done} are done.",
@@ -98,7 +100,12 @@ def _attempt(job: Job, run: Run, bar: Bar) -> None:
             run.store.put(_failed(cell, run), {})
         run.failed += len(missing)
         bar.say(f"failed: {condition(missing[0])} of {called(missing[0])}: {error}")
-    bar.advance(len(missing), note=condition(job.cells[0]))
+
+
+def _passes(job: Job, images: int) -> int:
+    """What a job costs in forward passes, a gradient counting as three."""
+    attack = job.cells[0].attack
+    return images * (len(job.cells) + (3 * attack.steps * attack.restarts if attack is not None else 0))
 
 
 def _measure(job: Job, run: Run, bar: Bar) -> None:

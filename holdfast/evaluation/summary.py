@@ -35,6 +35,7 @@ class Evidence(NamedTuple):
         values: [n] or [m, n].
         statistic: of values with drawn columns; None = their mean.
         text: what to show in place of a value that lies beyond the grid.
+        images: which set the ids belong to; ids of different sets are different images.
     """
 
     metric: Metric
@@ -42,6 +43,7 @@ class Evidence(NamedTuple):
     values: Array = np.array([])
     statistic: Callable[[Array], float] | None = None
     text: str = ""
+    images: str = ""
 
     @property
     def rank(self) -> float | None:
@@ -78,25 +80,28 @@ class Column(NamedTuple):
 def summary(subjects: Sequence[Subject]) -> list[Column]:
     """The columns that at least one encoder has a number for."""
     columns = [
-        _column("clean", "clean accuracy", "of the images as they are", [_clean(s, "correct") for s in subjects]),
+        _column("clean", "clean accuracy", "of the images as they are", [(s, _clean(s, "correct")) for s in subjects]),
         _column(
             "corrupted",
             "corrupted accuracy",
             "mean over corruptions of the mean over severities",
-            [_corrupted(s) for s in subjects],
+            [(s, _corrupted(s)) for s in subjects],
         ),
         _column(
             "mce",
             "mCE",
             "mean corruption error over 15 corruptions, AlexNet = 100; lower is better",
-            [_mce(s) for s in subjects],
+            [(s, _mce(s)) for s in subjects],
         ),
     ]
     for norm in _norms(subjects):
         columns += _attacked(subjects, norm)
     columns.append(
         _column(
-            "knn", "kNN accuracy", "of clean embeddings, 20 neighbours", [_clean(s, "knn_correct") for s in subjects]
+            "knn",
+            "kNN accuracy",
+            "of clean embeddings, 20 neighbours",
+            [(s, _clean(s, "knn_correct")) for s in subjects],
         )
     )
     for norm in _norms(subjects):
@@ -106,7 +111,7 @@ def summary(subjects: Sequence[Subject]) -> list[Column]:
 
 def difference(a: Evidence, b: Evidence, *, seed: int = 0) -> Difference | None:
     """a minus b over their common images, with a paired interval; None where there is none."""
-    if len(a.ids) == 0 or len(b.ids) == 0:
+    if len(a.ids) == 0 or len(b.ids) == 0 or a.images != b.images:
         return None
     first, second = match(a.ids, b.ids)
     if len(first) == 0:
@@ -127,17 +132,11 @@ def radii(subjects: Sequence[Subject], task: str, norm: str, *, most: int = SHOW
     return common[-most:]
 
 
-def _column(key: str, title: str, about: str, cells: list[Evidence], *, eps: float = 0.0, norm: str = "") -> Column:
-    return Column(
-        key,
-        title,
-        about,
-        tuple(cells),
-        _best(cells),
-        tuple(difference(cell, cells[0]) for cell in cells),
-        eps,
-        norm,
-    )
+def _column(  # parameters: a column is its heading, its subjects, and the radius it belongs to
+    key: str, title: str, about: str, each: Sequence[tuple[Subject, Evidence]], *, eps: float = 0.0, norm: str = ""
+) -> Column:
+    cells = tuple(cell._replace(images=subject.images) for subject, cell in each)
+    return Column(key, title, about, cells, _best(cells), tuple(difference(c, cells[0]) for c in cells), eps, norm)
 
 
 def _best(cells: Sequence[Evidence]) -> int | None:
@@ -183,9 +182,9 @@ def _attacked(subjects: Sequence[Subject], norm: str) -> list[Column]:
     columns = [
         _column(
             "worst",
-            f"worst case at {radius(eps, norm)}",
-            f"accuracy left after every attack of radius up to {radius(eps, norm)} ({norm_name(norm)}), per image",
-            [_at(c, eps) for c in curves],
+            f"worst-case accuracy at {ball_name(eps, norm)}",
+            f"accuracy left after every attack of radius up to {ball_name(eps, norm)}, per image",
+            [(s, _at(c, eps)) for s, c in zip(subjects, curves)],
             eps=eps,
             norm=norm,
         )
@@ -195,7 +194,7 @@ def _attacked(subjects: Sequence[Subject], norm: str) -> list[Column]:
         "half",
         f"half-accuracy radius ({norm_name(norm)})",
         "radius at which the worst case falls to half of clean accuracy, interpolated; further is better",
-        [_half(c) for c in curves],
+        [(s, _half(c)) for s, c in zip(subjects, curves)],
         norm=norm,
     )
     return [*columns, half]
@@ -206,9 +205,9 @@ def _drifted(subjects: Sequence[Subject], norm: str) -> list[Column]:
     return [
         _column(
             key,
-            f"{OUTCOMES[name].title} at {radius(eps, norm)}",
-            f"worst case over attacks of radius up to {radius(eps, norm)} ({norm_name(norm)}); lower is better",
-            [_at(curve(s, OUTCOMES[name], norm), eps) for s in subjects],
+            f"{OUTCOMES[name].title} at {ball_name(eps, norm)}",
+            f"worst case over attacks of radius up to {ball_name(eps, norm)}; lower is better",
+            [(s, _at(curve(s, OUTCOMES[name], norm), eps)) for s in subjects],
             eps=eps,
             norm=norm,
         )
@@ -259,6 +258,11 @@ def _nothing(outcome: Outcome, reason: str) -> Evidence:
 
 def _norms(subjects: Sequence[Subject]) -> list[str]:
     return [norm for norm in ("linf", "l2") if any(norm in s.norms() for s in subjects)]
+
+
+def ball_name(eps: float, norm: str) -> str:
+    """4/255 for Linf, which is the usual one; L2 0.5."""
+    return radius(eps, norm) if norm == "linf" else f"{norm_name(norm)} {radius(eps, norm)}"
 
 
 def norm_name(norm: str) -> str:

@@ -135,7 +135,7 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
         title: of the outcome.
     """
     names = list(dict.fromkeys(name for by in profiles.values() for name in by))
-    columns = 5 if len(names) > 4 else max(len(names), 1)
+    columns = 5 if len(names) > 4 else max(len(names), 3)
     rows = -(-len(names) // columns)
     alt = f"{title} over severity 0 to 5, one panel for each of {len(names)} corruptions; the table below has the data"
     with matplotlib.rc_context({**_STYLE, "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5}):
@@ -189,10 +189,11 @@ def corruption_errors(
             metric = ours.get(name) if own else None
             if metric is not None and metric.low is not None and metric.high is not None:
                 axis.plot([100 * metric.low, 100 * metric.high], [at, at], color=_INK, linewidth=1.1)
-            axis.text(100 * v + 1.5, at, f"{100 * v:.1f}", va="center")
+            end = metric.high if metric is not None and metric.high is not None else v
+            axis.text(100 * end + 1.5, at, f"{100 * v:.1f}", va="center")
         axis.set_yticks(range(len(bars)), [name for name, _, _ in bars])
         axis.set_xlabel("mCE (AlexNet = 100; lower is better)")
-        axis.set_xlim(0, max(100 * v for _, v, _ in bars) * 1.12)
+        axis.set_xlim(0, max([100 * v for _, v, _ in bars] + [100 * (m.high or 0) for m in ours.values()]) * 1.12)
         svg = _svg(figure, alt)
     rows = [(name, full(metric), "this run", source) for name, metric in ours.items()]
     rows += [(p.model, f"{100 * p.value:.1f}, no interval given", p.protocol, p.source) for p in theirs]

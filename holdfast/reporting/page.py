@@ -16,6 +16,7 @@ from holdfast.evaluation.identity import differences
 from holdfast.evaluation.rows import condition, last_line
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column, summary
+from holdfast.progress import spoken
 from holdfast.records import to_yaml
 from holdfast.reporting import sections
 from holdfast.reporting.figures import GLYPHS, PALETTE
@@ -76,6 +77,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         palette=list(enumerate(PALETTE)),
         summary=_summary(seen, columns),
         against=_against(seen, columns),
+        definitions=[(c.title, c.about) for c in columns],
         sections=[
             sections.accuracy(seen, places),
             *sections.corruption(seen, places),
@@ -115,7 +117,7 @@ def _pending(runs: Sequence[Run]) -> list[str]:
                 f"{run.name}: {missing} of {run.record.cells} cells are not done yet; the same command continues."
             )
         if run.failed:
-            said.append(f"{run.name}: {len(run.failed)} cells failed; they are listed under \u201cHow made\u201d.")
+            said.append(f"{run.name}: failed cells: {len(run.failed)}; they are listed under \u201cHow made\u201d.")
     return said
 
 
@@ -184,7 +186,7 @@ def _made(run: Run) -> dict[str, Any]:
                 )
             ),
             "platform": "; ".join(dict.fromkeys(e.platform for e in environments)),
-            "time": f"{sum(c.seconds for c in costs) / 3600:.2f} hours in all cells",
+            "time": f"{spoken(sum(c.seconds for c in costs))} in all cells",
             "passes": f"{forwards:,} images forward, {backwards:,} backward",
             "memory": f"{max((c.peak_mb for c in costs), default=0):,.0f} MB at most",
             "images per pass": span([r.chunk for r in run.results if r.chunk]),

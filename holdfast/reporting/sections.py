@@ -100,10 +100,8 @@ def corruption(seen: Sequence[Subject], places: Mapping[str, int]) -> list[Secti
     if not found:
         heat.absent = panels.absent = ["no corruption was measured"]
         return [heat, panels]
-    down = outcome.worse == "lower"
-    heat.lead = [
-        f"{sentence(outcome.title)}, mean over severities; {'darker is better' if down else 'darker is worse'}."
-    ]
+    strong = "better" if outcome.worse == "lower" else "worse"
+    heat.lead = [f"{sentence(outcome.title)}, mean over severities; stronger colour is {strong}."]
     heat.table = _heat(found, places)
     panels.charts = [figures.over_severity(found, places, title=outcome.title)]
     return [heat, panels]
@@ -140,7 +138,7 @@ def mce(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     for name, e in found.items():
         if e.mce.value is None:
             reasons.setdefault(e.mce.reason, []).append(name)
-    section.absent = [f"No mCE for {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    section.absent = [f"mCE of {', '.join(names)}. {sentence(reason)}." for reason, names in reasons.items()]
     if ours:
         chart = figures.corruption_errors(ours, published("mce", "imagenet"), places, source=ALEXNET_SOURCE)
         section.charts.append(chart)

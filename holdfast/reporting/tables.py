@@ -52,4 +52,5 @@ def _cell(column: Column, at: int) -> str:
     bold = f"\\textbf{{{text}}}" if column.best == at else text
     if not cell.metric.n:
         return bold
-    return f"{bold} {{\\scriptsize {tex(interval(cell.metric, column.norm))} $n$={cell.metric.n}}}"
+    evidence = f"{tex(interval(cell.metric, column.norm))} $n$={cell.metric.n}".strip()
+    return f"{bold} {{\\scriptsize {evidence}}}"

@@ -54,12 +54,14 @@ def headline(subjects: Sequence[Subject], columns: Sequence[Column]) -> list[str
     names = [s.name for s in subjects]
     clean = next((c for c in columns if c.key == "clean"), None)
     said = []
+    if len({s.images for s in subjects}) > 1:
+        said.append("These encoders were measured on different images; across those, their numbers are no ranking.")
     for column in columns:
         if column.key == "half":
             said.append(_attacked(names, column))
             said += _cost(names, column, clean)
     if not any(c.key == "half" for c in columns):
-        said += [_ranked(names, c, f"By {c.title}") for c in columns if c.key == "quantile"]
+        said += [_ranked(names, c, "Under attack") for c in columns if c.key == "quantile"]
     said += [_ranked(names, c, "Under corruptions") for c in columns if c.key == "corrupted"]
     if not said and clean is not None:
         said.append(_ranked(names, clean, "On clean images"))
@@ -98,7 +100,7 @@ def _attacked(names: Sequence[str], column: Column) -> str:
         return ""
     cell, kind = column.cells[top], norm_name(column.norm)
     if cell.metric.value is not None:
-        reach = f"loses half of its clean accuracy at {_evident(cell, column.norm)} "
+        reach = f"loses half of its clean accuracy at {_evident(cell, column.norm)}"
     elif cell.text:
         reach = (
             f"keeps more than half of its clean accuracy up to the largest radius ({cell.text}, n = {cell.metric.n})"
@@ -107,13 +109,23 @@ def _attacked(names: Sequence[str], column: Column) -> str:
         reach = f"has no half-accuracy radius: {cell.metric.reason}"
     if len(names) == 1:
         return f"{names[0]} {reach} under {kind} attacks."
-    others = [at for at, other in enumerate(column.cells) if at != top and len(other.ids)]
-    rest = "; ".join(f"{names[at]} {cell_text(column.cells[at], column.norm)}" for at in others[:4])
-    rest = f" ({rest}{'; ...' if len(others) > 4 else ''})" if others else ""
+    rest = _runner_up(names, column, top)
     if column.best is not None:
         return f"{names[column.best]} is the most robust to {kind} attacks: it {reach}{rest}."
     opening = f"No encoder is clearly the most robust to {kind} attacks; first by number is"
     return f"{opening} {names[top]}, which {reach}{rest}."
+
+
+def _runner_up(names: Sequence[str], column: Column, top: int) -> str:
+    """The second by rank, with its evidence."""
+    others = {at: rank for at, cell in enumerate(column.cells) if at != top and (rank := cell.rank) is not None}
+    if not others:
+        return ""
+    second = max(others, key=lambda at: others[at])
+    cell = column.cells[second]
+    if cell.metric.value is None:
+        return f"; the next is {names[second]} ({cell.text or cell.metric.reason})"
+    return f"; the next is {names[second]} at {_evident(cell, column.norm)}"
 
 
 def _cost(names: Sequence[str], column: Column, clean: Column | None) -> list[str]:
@@ -134,7 +146,7 @@ def _ranked(names: Sequence[str], column: Column, opening: str) -> str:
         return ""
     number = full(column.cells[top].metric, column.norm)
     if len(names) == 1:
-        return f"{opening}, {names[0]} has {column.title} {number}."
+        return f"{opening}, {names[0]}: {column.title} {number}."
     if column.best is not None:
         return f"{opening}, {names[top]} is best: {column.title} {number}."
     return f"{opening}, no encoder is clearly best; first by number is {names[top]}: {column.title} {number}."

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from holdfast import disk, draws
 from holdfast.data.batches import Source, batches
+from holdfast.errors import TrustError
 from holdfast.models.encoder import Encoder, frozen
+from holdfast.progress import Bar
 
 
 class Extracted(NamedTuple):
@@ -29,16 +31,34 @@ def extract(encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extr
         encoder: gives the vectors; left as it was.
         source: the images.
         level: as `Encoder.vector` takes it.
-        chunk: images per pass; the last one is padded.
+        chunk: images per pass; the last one is padded, so that all run the same kernels.
+
+    Raises:
+        TrustError: a parameter or buffer changed on the way.
     """
-    device = encoder.mean.device
+    device, digest = encoder.mean.device, encoder.digest()
     vectors: list[Tensor] = []
-    with frozen(encoder, norm="eval"), torch.no_grad():
+    with frozen(encoder, norm="eval"), torch.no_grad(), Bar(f"features of {encoder.name}", len(source)) as bar:
         for batch in batches(source, size=chunk):
             at = torch.arange(chunk) % len(batch.ids)
             vectors.append(encoder.vector(batch.pixels[at].to(device), level)[: len(batch.ids)].cpu())
+            bar.advance(len(batch.ids))
+        check_unchanged(encoder, digest)
     labels = None if source.labels is None else torch.tensor(source.labels, dtype=torch.int64)
     return Extracted(torch.cat(vectors), draws.keys(source.ids), labels)
+
+
+def check_unchanged(encoder: Encoder, digest: str) -> None:
+    """Refuse to go on with an encoder that is not what it was.
+
+    Raises:
+        TrustError: its digest is another one.
+    """
+    if encoder.digest() != digest:
+        raise TrustError(
+            f"Weights or buffers of {encoder.name} changed while it was frozen; nothing was written.",
+            next="Look for a hook or a layer that writes into itself in evaluation mode.",
+        )
 
 
 def cached(path: Path, encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extracted:

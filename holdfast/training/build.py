@@ -15,6 +15,7 @@ from holdfast import draws
 from holdfast.attacks.balls import ball
 from holdfast.configs import TrainConfig
 from holdfast.data.views import SIMCLR_CIFAR, SIMCLR_IMAGENET, Policy
+from holdfast.devices import device_of
 from holdfast.errors import ConfigError, nearest
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
@@ -98,14 +99,9 @@ def fabric_on(device: str) -> Fabric:
     Raises:
         ConfigError: the device is unknown, or absent here.
     """
-    kind, _, index = device.partition(":")
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError(f'no device is called "{device}".', next="Take auto, cpu, cuda or cuda:1.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"{device} was asked for; there are {torch.cuda.device_count()} CUDA devices here.")
-    devices: int | list[int] = [int(index or 0)] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices, precision="32-true")
+    found = device_of(device)
+    devices: int | list[int] = [found.index or 0] if found.type == "cuda" else 1
+    return Fabric(accelerator=found.type, devices=devices, precision="32-true")
 
 
 @contextlib.contextmanager

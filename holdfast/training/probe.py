@@ -17,13 +17,14 @@ from torch.nn.functional import cross_entropy
 
 from holdfast import disk, draws
 from holdfast.configs import ProbeConfig
-from holdfast.data.batches import Source, batches, require_labels
+from holdfast.data.batches import Source, require_labels
 from holdfast.data.sources import open_source
 from holdfast.errors import ConfigError, DataError, TrustError
 from holdfast.models.checkpoint import load
-from holdfast.models.encoder import Encoder, frozen
-from holdfast.progress import Bar, Say, say
+from holdfast.models.encoder import Encoder
+from holdfast.progress import Say, say
 from holdfast.records import Model
+from holdfast.tasks.features import check_unchanged, extract
 from holdfast.training import build, resume
 from holdfast.training.pool import images_for
 from holdfast.training.schedule import learning_rate
@@ -109,7 +110,7 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
     _check_labels(train, test)
     digest = encoder.digest()
     head, found = _measured(encoder, (train, test), config)
-    _unchanged(encoder, digest)
+    check_unchanged(encoder, digest)
     resume.claim(out, config, (HEAD, REPORT))
     weights = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
     disk.write(out / HEAD, safetensors(weights, {"level": config.level, "digest_of_encoder": digest}))
@@ -123,7 +124,7 @@ def _measured(
     encoder: Encoder, sources: tuple[Source, Source], config: ProbeConfig
 ) -> tuple[nn.Linear, dict[str, dict[str, Any]]]:
     """The head, and its accuracy on the images that it was fitted on and on the others."""
-    vectors = [features(encoder, source, level=config.level, batch=config.batch) for source in sources]
+    vectors = [extract(encoder, source, level=config.level, chunk=config.batch).vectors for source in sources]
     labels = [torch.tensor(require_labels(source)) for source in sources]
     head = fit_linear(
         vectors[0],
@@ -138,33 +139,6 @@ def _measured(
         name: {"images": len(source), "accuracy": _accuracy(head, x, y), "digest": source.data.digest_of_images}
         for name, source, x, y in zip(("train", "test"), sources, vectors, labels)
     }
-
-
-def features(encoder: Encoder, source: Source, *, level: str, batch: int) -> Tensor:
-    """The vector of a level for every image, in order, from the frozen encoder.
-
-    Args:
-        encoder: seen in evaluation mode, without gradient.
-        source: the images.
-        level: as `Encoder.vector` takes it.
-        batch: images per pass; the last pass is filled up, so that all run the same kernels.
-
-    Returns:
-        float32 [n, d] on the CPU.
-
-    Raises:
-        TrustError: a parameter or buffer changed on the way.
-    """
-    vectors = []
-    with frozen(encoder), torch.no_grad(), Bar("features", len(source)) as bar:
-        digest = encoder.digest()
-        for part in batches(source, size=batch):
-            filled = torch.arange(batch) % len(part.ids)
-            vector = encoder.vector(part.pixels[filled].to(encoder.mean.device), level)
-            vectors.append(vector[: len(part.ids)].float().cpu())
-            bar.advance(len(part.ids))
-        _unchanged(encoder, digest)
-    return torch.cat(vectors)
 
 
 def _descend(
@@ -194,14 +168,6 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     return head.requires_grad_(False)
-
-
-def _unchanged(encoder: Encoder, digest: str) -> None:
-    if encoder.digest() != digest:
-        raise TrustError(
-            f"Weights or buffers of {encoder.name} changed while it was frozen; the head was not written.",
-            next="Look for a hook or a layer that writes into itself in evaluation mode.",
-        )
 
 
 def _accuracy(head: nn.Linear, x: Tensor, y: Tensor) -> float:

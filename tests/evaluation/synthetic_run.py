@@ -142,7 +142,7 @@ def outcomes(made: Made, cell: Cell) -> dict[str, np.ndarray]:
     if cell.attack and cell.attack.through == cell.judge.task:
         tiny = 1e-3
         held |= {
-            "attack_clean_score": score - harm,
+            "attack_clean_score": np.where(right, -falls, 0.5 + draw[3]),
             "attack_start_score": score if made.masked else score - 0.9 * np.abs(score) - tiny,
             "attack_half_score": score - tiny * (score > 0.5 * tiny),
             "attack_score": score,

@@ -13,8 +13,9 @@ from holdfast.configs import ProbeConfig
 from holdfast.data.sources import images, open_source
 from holdfast.errors import ConfigError, ConflictError, DataError, TrustError
 from holdfast.models.checkpoint import load, save
+from holdfast.tasks.features import extract
 from holdfast.training import probe as module
-from holdfast.training.probe import features, fit_linear, probe
+from holdfast.training.probe import fit_linear, probe
 
 
 def _quiet(text):
@@ -104,7 +105,7 @@ def test_the_probe_writes_a_head_that_gives_the_accuracy_it_says(run):
     assert out == run / "probe"
     found, weights = json.loads((out / "probe.json").read_text()), load_file(out / "head.safetensors")
     test = open_source(images("scenes", split="test", size=16, limit=96))
-    logits = features(load(run), test, level="pooled", batch=7) @ weights["weight"].T + weights["bias"]
+    logits = extract(load(run), test, level="pooled", chunk=7).vectors @ weights["weight"].T + weights["bias"]
     right = int((logits.argmax(1) == torch.tensor(test.labels)).sum())
     assert found["test"]["accuracy"] == pytest.approx(right / 96, abs=1.5 / 96)
     assert found["test"]["images"] == found["train"]["images"] == 96
