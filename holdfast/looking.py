@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from PIL import Image as Pillow
 from torch import Tensor
 
-from holdfast import draws
+from holdfast import disk, draws
 from holdfast.attacks.executor import SMALLEST, Found, pursue
 from holdfast.attacks.harm import check_pixels
 from holdfast.attacks.methods import build
 from holdfast.configs import AttackConfig
-from holdfast.errors import ConfigError
+from holdfast.data.batches import Pixels8, to_pixels
+from holdfast.data.decode import decode, fit
+from holdfast.data.sources import images, open_source
+from holdfast.devices import device_of
+from holdfast.errors import ConfigError, DataError
+from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
-from holdfast.records import Attack
+from holdfast.progress import Say
+from holdfast.records import Attack, Model
+from holdfast.reporting.look import Look, write
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding
 from holdfast.tasks.task import Task, victim
 
+SHOWN = 8
+
 
 def attacked(
-    encoder: Encoder, images: Tensor, labels: Tensor | None, config: AttackConfig, *, ids: Sequence[str] = ()
+    encoder: Encoder, pixels: Tensor, labels: Tensor | None, config: AttackConfig, *, ids: Sequence[str] = ()
 ) -> Found:
     """Attack images through the embedding, or through the encoder's own head.
 
     Args:
         encoder: left as it was.
-        images: float32 [b, 3, h, w] in [0, 1].
+        pixels: float32 [b, 3, h, w] in [0, 1].
         labels: int64 [b]; for classification without them, the clean predictions.
         config: eps, norm, steps, push...
         ids: names that key the random start; empty = their positions.
@@ -40,7 +53,7 @@ def attacked(
         PixelError: images outside [0, 1].
         ConfigError: an unknown harm, an eps that is no radius, or no head to attack through.
     """
-    check_pixels(images)
+    check_pixels(pixels)
     task: Task = Embedding() if config.through == "embedding" else Classification()
     record = Attack(
         through=config.through,
@@ -56,17 +69,17 @@ def attacked(
         raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
     method, stages = build(record)
     device = encoder.mean.device
-    pixels = images.to(device)
+    pixels = pixels.to(device)
     rows = {
-        "key": draws.keys(ids or [str(i) for i in range(len(images))]).to(device),
-        "eps": torch.full((len(images),), config.eps, device=device),
+        "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
+        "eps": torch.full((len(pixels),), config.eps, device=device),
     }
     with victim(encoder, task, record.push) as harm:
         if config.through == "classification":
             with torch.no_grad():
                 rows["label"] = harm.see(pixels)["logits"].argmax(1) if labels is None else labels.to(device)
         truth = task.truth(pixels, rows, harm.see)
-        slots = max(SMALLEST, min(len(images), 64))
+        slots = max(SMALLEST, min(len(pixels), 64))
         stop: Literal["lost", "never"] = "lost" if task.stop else "never"
         found = list(pursue(method, harm, pixels, truth, stages, slots=slots, stop=stop))
     trace = {name: torch.cat([part.trace[name] for part in found]) for name in found[0].trace}
@@ -76,3 +89,72 @@ def attacked(
         torch.cat([part.score for part in found]),
         trace,
     )
+
+
+def look(config: AttackConfig, say: Say) -> Path:
+    """Attack a few images and write `gallery.html` with them, and the adversarial images as PNG files.
+
+    Args:
+        config: encoder, images or data, eps...
+        say: prints a line.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: no encoder was named, or an attack that cannot be.
+        DataError: images that cannot be read, or of different sizes.
+    """
+    if not config.encoder:
+        raise ConfigError("No encoder was named.", next="holdfast attack ENCODER --images cat.png dog.png")
+    record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
+    encoder = load(record, device=device_of(config.device))
+    ids, images, labels = _images(config, encoder)
+    pixels = to_pixels(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+    found = attacked(encoder, pixels, labels, config, ids=ids)
+    adversarial = (found.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    delta = (found.pixels.cpu() - pixels).permute(0, 2, 3, 1).numpy()
+    unit = "L2 distance to the clean embedding" if config.through == "embedding" else "margin, lost above 0"
+    looks, out = [], Path(config.out)
+    for i, name in enumerate(ids):
+        score, start = float(found.score[i]), float(found.trace["start_score"][i])
+        looks.append(Look(name, images[i], adversarial[i], delta[i], f"{unit}: {score:.3g} ({start:.3g} for noise)"))
+        file = io.BytesIO()
+        Pillow.fromarray(adversarial[i]).save(file, format="PNG")
+        disk.write(out / f"{i:03d}-{Path(name).stem}.png", file.getvalue())
+    radius = f"{config.eps * 255:.4g}/255" if config.norm == "linf" else f"{config.eps:.4g}"
+    about = f"PGD-{config.steps} through the {config.through} of {encoder.name}, {config.norm} radius {radius}."
+    say(f"attack  {len(ids)} images, {about}")
+    data = "imgs/" if config.images else config.data
+    asked = f"holdfast bench {config.encoder} --data {data} --out runs/bench"
+    return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=asked)
+
+
+def _images(config: AttackConfig, encoder: Encoder) -> tuple[list[str], list[Pixels8], Tensor | None]:
+    """Names, pixels and labels: the files that were named, or the first of the data."""
+    geometry = encoder.geometry
+    if config.images:
+        # A file may have any shape, so that it is cut to the square that the encoder expects.
+        size = config.size or geometry.size
+        resize = config.resize or (size if config.size else geometry.resize)
+        cut = [
+            fit(decode(file), resize=resize, size=size, interpolation=geometry.interpolation, name=file)
+            for file in config.images
+        ]
+        if len({image.shape for image in cut}) > 1:
+            raise DataError("The images have different sizes.", next="Cut them to one: --size 224.")
+        return list(config.images), cut, None
+    data = images(
+        config.data,
+        split=config.split,
+        limit=config.limit or SHOWN,
+        subset=config.subset,
+        classes=config.classes,
+        seed=config.seed,
+        size=config.size or geometry.size,
+        resize=0 if config.data == "scenes" else config.resize or (0 if config.size else geometry.resize),
+        interpolation=geometry.interpolation,
+    )
+    source = open_source(data)
+    labels = None if source.labels is None else torch.tensor(source.labels)
+    return source.ids, [source.read(i).pixels for i in range(len(source))], labels

@@ -190,6 +190,11 @@ def curve(subject: Subject, outcome: Outcome, norm: str, *, attack: str = "") ->
     return subject._curves[key]
 
 
+def norm_name(norm: str) -> str:
+    """Linf or L2."""
+    return {"linf": "Linf", "l2": "L2"}.get(norm, norm)
+
+
 def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     results = subject.attacked(outcome.task, norm)
     if attack:
@@ -198,8 +203,8 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     nothing = Curve(subject.name, name, norm, outcome, np.array([]), {}, ())
     clean = subject.clean(outcome.task)
     if clean is None or not results:
-        missing = "no clean image" if clean is None else f"no {norm} attack"
-        return nothing._replace(reason=f"{missing} of {subject.name} was judged by {outcome.task}")
+        missing = "no clean image of" if clean is None else f"no {norm_name(norm)} attack on"
+        return nothing._replace(reason=f"{missing} {subject.name} was judged by {outcome.task}")
     columns = [(0.0, *_column(subject, clean, outcome))] + [(_eps(r), *_column(subject, r, outcome)) for r in results]
     if any(values is None for _, _, values in columns):
         return nothing._replace(reason=f"{outcome.title} of {subject.name} was not recorded (no labels?)")

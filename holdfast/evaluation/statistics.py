@@ -273,11 +273,13 @@ def mean_corruption_error(
     if reason:
         absent = [Metric(name=name, reason=reason, higher_is_better=False) for name in ("mce", "relative_mce")]
         return CorruptionErrors(absent[0], absent[1], plain, each, np.array([]))
-    mce = sum((sum(sums[n].values()) / sum(ALEXNET_ERRORS[n]) for n in whole), np.zeros_like(base)) / len(whole)
-    rise = np.zeros_like(base)
+    mce, rise = np.zeros_like(base), np.zeros_like(base)
     for name in whole:
-        rise = rise + (sum(sums[name].values()) - 5 * base) / (sum(ALEXNET_ERRORS[name]) - 5 * ALEXNET_CLEAN_ERROR)
-    relative = _error("relative_mce", rise / len(whole), seed)
+        total, theirs = np.stack(list(sums[name].values())).sum(0), sum(ALEXNET_ERRORS[name])
+        mce = mce + total / theirs
+        rise = rise + (total - 5 * base) / (theirs - 5 * ALEXNET_CLEAN_ERROR)
+    mce, rise = mce / len(whole), rise / len(whole)
+    relative = _error("relative_mce", rise, seed)
     return CorruptionErrors(_error("mce", mce, seed), relative, plain, each, mce)
 
 

@@ -263,8 +263,3 @@ def _norms(subjects: Sequence[Subject]) -> list[str]:
 def ball_name(eps: float, norm: str) -> str:
     """4/255 for Linf, which is the usual one; L2 0.5."""
     return radius(eps, norm) if norm == "linf" else f"{norm_name(norm)} {radius(eps, norm)}"
-
-
-def norm_name(norm: str) -> str:
-    """Linf or L2."""
-    return {"linf": "Linf", "l2": "L2"}.get(norm, norm)

@@ -15,10 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from holdfast.evaluation.curves import Curve, Profile
+from holdfast.evaluation.curves import Curve, Profile, norm_name
 from holdfast.evaluation.published import Published
 from holdfast.evaluation.rows import radius
-from holdfast.evaluation.summary import norm_name
 from holdfast.records import Metric
 from holdfast.reporting.wording import full, sentence
 

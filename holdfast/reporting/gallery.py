@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from holdfast.evaluation.curves import Subject, attack_name, families
+from holdfast.evaluation.curves import Subject, attack_name, families, norm_name
 from holdfast.evaluation.rows import radius
-from holdfast.evaluation.summary import norm_name, radii
+from holdfast.evaluation.summary import radii
 from holdfast.records import Data, Result
 
 Pixels = npt.NDArray[np.uint8]

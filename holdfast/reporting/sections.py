@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from holdfast.evaluation.curves import OUTCOMES, Curve, Profile, Subject, curve, families, profiles
+from holdfast.evaluation.curves import OUTCOMES, Curve, Profile, Subject, curve, families, norm_name, profiles
 from holdfast.evaluation.curves import corruption_errors as errors_of
 from holdfast.evaluation.published import ALEXNET_SOURCE, Published, published
-from holdfast.evaluation.summary import norm_name
 from holdfast.reporting import figures
 from holdfast.reporting.figures import Chart, Panel
 from holdfast.reporting.wording import full, interval, sentence, span, value

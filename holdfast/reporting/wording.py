@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.evaluation.curves import Subject
+from holdfast.evaluation.curves import Subject, norm_name
 from holdfast.evaluation.statistics import Difference
-from holdfast.evaluation.summary import Column, Evidence, norm_name
+from holdfast.evaluation.summary import Column, Evidence
 from holdfast.records import Metric
 
 RADII = ("half_radius",)
@@ -56,6 +56,7 @@ def headline(subjects: Sequence[Subject], columns: Sequence[Column]) -> list[str
     said = []
     if len({s.images for s in subjects}) > 1:
         said.append("These encoders were measured on different images; across those, their numbers are no ranking.")
+        columns = [c for c in columns if len({cell.images for cell in c.cells if len(cell.ids)}) == 1]
     for column in columns:
         if column.key == "half":
             said.append(_attacked(names, column))
