@@ -22,7 +22,7 @@ import torch
 from holdfast import records
 from holdfast.attacks.balls import Linf
 from holdfast.attacks.executor import pursue
-from holdfast.attacks.methods import build
+from holdfast.attacks.methods import build, step_size
 from holdfast.attacks.scores import cross_entropy
 from holdfast.data.batches import batches
 from holdfast.data.sources import images, open_source
@@ -57,7 +57,8 @@ def ours(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack, 
 def theirs(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack) -> torch.Tensor:
     """Pixels that foolbox finds from the same start with the same step."""
     model = foolbox.PyTorchModel(torch.nn.Sequential(Logits(encoder)).eval(), bounds=(0, 1))
-    attack = Started(abs_stepsize=2.5 * record.eps / record.steps, steps=record.steps, random_start=True)
+    alpha = step_size(record.eps, record.alpha, record.steps)
+    attack = Started(abs_stepsize=alpha, steps=record.steps, random_start=True)
     eps = torch.full((len(x),), record.eps)
     attack.starts = Linf().start(x, eps, rows["key"], "pgd", record.seed, 0)
     raw, _, _ = attack(model, x, rows["label"], epsilons=record.eps)
@@ -66,7 +67,7 @@ def theirs(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack
 
 def bare(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack) -> torch.Tensor:
     """The bare loop on frozen parameters."""
-    eps, alpha = record.eps, 2.5 * record.eps / record.steps
+    eps, alpha = record.eps, step_size(record.eps, record.alpha, record.steps)
     adversarial = Linf().start(x, torch.full((len(x),), eps), rows["key"], "pgd", record.seed, 0)
     with frozen(encoder):
         for _ in range(record.steps):

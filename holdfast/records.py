@@ -113,7 +113,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
         push: the harm that is raised: mse, l2, cosine (embedding); ce, margin (classification).
         norm: of the ball.
         eps: radius in pixel units of [0, 1].
-        alpha: step size in pixel units; 0 = 2.5 * eps / steps (Madry et al. 2018).
+        alpha: step size in pixel units; 0 = 2.5 * eps / steps (Madry et al. 2018), at least eps / 4.
         steps: gradient steps.
         restarts: independent starts; the worst by score is kept.
         start: random in the ball, or the clean image (refused where its gradient is zero).

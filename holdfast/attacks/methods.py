@@ -11,10 +11,20 @@ from holdfast.attacks.pgd import PGD
 from holdfast.errors import ConfigError, nearest
 
 MADRY_STEP = 2.5
+# Measured on a plain CIFAR-10 ResNet at 1/255, 20 steps: a quarter fools more images than an eighth, and sooner.
+SHORTEST_STEP = 0.25
+
+
+def step_size(eps: float, alpha: float, steps: int) -> float:
+    """A step in pixel units: `alpha`, or where it is 0, 2.5 * eps / steps (Madry et al. 2018), at least eps / 4.
+
+    The worst iterate is kept, so that a step that is too long to settle costs nothing, and one too short to arrive does.
+    """
+    return alpha or eps * max(MADRY_STEP / steps, SHORTEST_STEP)
 
 
 def _pgd(record: records.Attack) -> PGD:
-    relative = record.alpha / record.eps if record.alpha else MADRY_STEP / record.steps
+    relative = step_size(record.eps, record.alpha, record.steps) / record.eps
     return PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed)
 
 
@@ -25,8 +35,7 @@ def build(record: records.Attack) -> tuple[Attack, tuple[Stage, ...]]:
     """The attack that a record names, with its stages.
 
     Args:
-        record: method, norm, eps, alpha, steps, restarts, start, seed. alpha = 0 means 2.5 * eps / steps (Madry et al.
-            2018), which crosses the ball two and a half times.
+        record: method, norm, eps, alpha (0 = see `step_size`), steps, restarts, start, seed.
 
     Raises:
         ConfigError: no such method.

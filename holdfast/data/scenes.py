@@ -32,7 +32,7 @@ SIDE = 32
 COUNT = 1000
 
 import os, json
-X = dict(bgc=1., stripes=.6, clut=(.3,.4,.3), occ=(.1,.7,.2), rad=(.26,.4), free=.8, pref=.8, con=.3)
+X = dict(bgc=1., stripes=.6, clut=(.3,.4,.3), occ=(.1,.7,.2), rad=(.26,.4), free=.8, pref=.8, con=.3, rot=math.pi)
 X.update(json.loads(os.environ.get("XS","{}")))
 _SMALLEST = 8
 _PREFERENCE = 0.8
@@ -104,10 +104,10 @@ def draw(seed: int, split: str, index: int, *, side: int = SIDE) -> Image:
     rng = draws.numpy_generator(seed, "scene", split, index)
     shape = class_of(seed, split, index)
     canvas, depth = _background(rng, side)
-    back = canvas.mean((0, 1))
+    back = float(canvas.mean())
     mask = np.zeros((side, side), np.uint8)
     light = _light(rng)
-    for layer in (*_clutter(rng, side), _object(rng, side, shape, back, light), *_occluders(rng, side, back)):
+    for layer in (*_clutter(rng, side), _object(rng, side, shape, back, light), *_occluders(rng, side)):
         inside = layer.distance < 0
         if layer.shade > 0:
             canvas *= 1 - layer.shade * np.exp(-8 * np.maximum(layer.distance, 0))[..., None]
@@ -210,17 +210,17 @@ def _clutter(rng: Rng, side: int) -> list[_Layer]:
     return [_Layer(_blob(rng, side, 0.05, 0.12), _plain(rng), z) for z in depths]
 
 
-def _occluders(rng: Rng, side: int, back: Array) -> list[_Layer]:
+def _occluders(rng: Rng, side: int) -> list[_Layer]:
     """One bar or blob before the object in seven scenes of ten, two in two of ten; 0.8 to 1.4 m away."""
     depths = sorted(rng.uniform(0.8, 1.4, int(rng.choice(3, p=X['occ']))), reverse=True)
     kinds = [_bar if rng.random() < 0.5 else _blob for _ in depths]
     return [_Layer(kind(rng, side, 0.03, 0.07), _plain(rng), z, shade=0.2) for kind, z in zip(kinds, depths)]
 
 
-def _object(rng: Rng, side: int, shape: int, back: Array, light: _Light) -> _Layer:
+def _object(rng: Rng, side: int, shape: int, back: float, light: _Light) -> _Layer:
     """The main object, 1.6 to 2.8 m away and bulging towards the camera by up to 0.2 m."""
     x, y = _grid(side)
-    radius, turn = rng.uniform(*X['rad']), rng.uniform(0, math.tau)
+    radius, turn = rng.uniform(*X['rad']), rng.uniform(-X['rot'], X['rot'])
     free = max(0.5 - X['free'] * radius, 0.02)
     px, py = x - rng.uniform(-free, free), y - rng.uniform(-free, free)
     c, s = math.cos(turn) / radius, math.sin(turn) / radius
@@ -238,18 +238,23 @@ def _object(rng: Rng, side: int, shape: int, back: Array, light: _Light) -> _Lay
     return _Layer(local * np.float32(radius), colour, depth, mask=shape + 1, shade=rng.uniform(0, 0.4))
 
 
-def _colours(rng: Rng, contrast: float, *, away_from: Array | None = None) -> tuple[Array, Array]:
-    """Two colours whose lumas differ by `contrast` at least; the mean of them by 0.2 at least from `away_from`."""
+def _colours(rng: Rng, contrast: float, *, away_from: float | None = None) -> tuple[Array, Array]:
+    """Two colours whose lumas differ by `contrast` at least, and whose mean luma is 0.15 at least from `away_from`."""
     while True:
-        first, second = rng.uniform(0.05, 0.95, (2, 3)).astype(np.float32)
-        lumas = float(first @ _LUMA), float(second @ _LUMA)
-        far = away_from is None or abs(sum(lumas) / 2 - float(away_from @ _LUMA)) >= 0.2
-        if far and abs(lumas[0] - lumas[1]) >= contrast:
-            return first, second
+        first, second = rng.uniform(0.1, 0.9, 2).tolist()
+        far = away_from is None or abs((first + second) / 2 - away_from) >= 0.15
+        if far and abs(first - second) >= contrast:
+            return _colour(rng, first), _colour(rng, second)
+
+
+def _colour(rng: Rng, luma: float) -> Array:
+    """A colour of this luma, but for what is cut off at black and white."""
+    drawn = rng.uniform(0, 1, 3).astype(np.float32)
+    return np.clip(drawn + np.float32(luma - float((drawn * _LUMA).sum())), 0.02, 0.98)
 
 
 def _plain(rng: Rng) -> Array:
-    return rng.uniform(0.1, 0.9, 3).astype(np.float32)
+    return _colour(rng, rng.uniform(0.1, 0.9))
 
 
 def _blob(rng: Rng, side: int, low: float, high: float) -> Array:

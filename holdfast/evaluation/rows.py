@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+from holdfast.records import Cell, Metric, Result
 
-from holdfast.records import Cell, Result
+RADII = ("half_radius",)
+TIMES_100 = ("mce", "relative_mce")
 
 
 def last_line(error: str) -> str:
@@ -20,21 +21,24 @@ def radius(eps: float, norm: str) -> str:
     return f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:.4g}"
 
 
-def table(title: str, results: Sequence[Result]) -> Table:
-    """Results as a rich table: one line per metric that has a value, one per failed cell."""
-    table = Table(title=title)
-    for heading in ("encoder", "judge", "condition", "metric"):
-        table.add_column(heading)
-    for heading in ("value", "95 % interval", "n"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        who = (called(result.cell), result.cell.judge.task, condition(result.cell))
-        for m in result.metrics:
-            if m.value is not None and m.low is not None and m.high is not None:
-                table.add_row(*who, m.name, f"{m.value:.4g}", f"{m.low:.4g} to {m.high:.4g}", str(m.n))
-        if result.status == "failed":
-            table.add_row(*who, "failed", last_line(result.error), "", "")
-    return table
+def value(metric: Metric, norm: str = "linf") -> str:
+    """The number alone: 84.0 %, 5.2/255, 0.314; an en dash where there is none."""
+    return "\u2013" if metric.value is None else _number(metric, metric.value, norm)
+
+
+def interval(metric: Metric, norm: str = "linf") -> str:
+    """`[79.1, 88.0]`, in the unit of `value`; empty where there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    ends = [_number(metric, end, norm).removesuffix("/255").removesuffix(" %") for end in (metric.low, metric.high)]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def full(metric: Metric, norm: str = "linf") -> str:
+    """Value, interval and n; or the reason why there is none."""
+    if metric.value is None:
+        return metric.reason
+    return f"{value(metric, norm)} {interval(metric, norm)}, n = {metric.n}"
 
 
 def called(cell: Cell) -> str:
@@ -107,3 +111,11 @@ def rows(run: str, result: Result) -> list[dict[str, Any]]:
         }
         for m in result.metrics
     ]
+
+
+def _number(metric: Metric, number: float, norm: str) -> str:
+    if metric.name in RADII:
+        return f"{number * 255:.2f}/255" if norm == "linf" else f"{number:.3f}"
+    if metric.name in TIMES_100:
+        return f"{100 * number:.1f}"
+    return f"{100 * number:.1f} %" if metric.unit == "fraction" else f"{number:.3f}"

@@ -210,6 +210,8 @@ def running_worst(curve: Mapping[float, Array], worse: Literal["lower", "higher"
 def crossing(curve: Mapping[float, Array], *, share: float = 0.5, seed: int = 0) -> Crossing:
     """The radius at which accuracy falls to `share` of its clean value, interpolated linearly between radii.
 
+    Before the smallest radius there is nothing to interpolate with but the clean images: that is said, not estimated.
+
     Args:
         curve: `correct` [n] by epsilon, falling (as `running_worst` gives it), with 0 = clean.
         share: of the clean accuracy.
@@ -227,6 +229,10 @@ def crossing(curve: Mapping[float, Array], *, share: float = 0.5, seed: int = 0)
     ends = [end if math.isfinite(end) else None for end in (low, high)]
     if math.isinf(value):
         return Crossing(None, ends[0], None, n, f"still above {share:.0%} of clean accuracy at the largest radius")
+    if value < radii[1]:
+        return Crossing(
+            None, ends[0], ends[1], n, f"below {share:.0%} of clean accuracy at the smallest radius already"
+        )
     return Crossing(value, ends[0], ends[1], n)
 
 

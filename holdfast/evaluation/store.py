@@ -27,7 +27,7 @@ from holdfast import disk
 from holdfast.configs import BenchConfig
 from holdfast.errors import ConfigError, ConflictError, DataError, TrustError
 from holdfast.evaluation.identity import RunRecord, conflict, differences
-from holdfast.evaluation.rows import called, order, rows, table
+from holdfast.evaluation.rows import called, order, rows
 from holdfast.records import Cell, Environment, Result, build, pretty, read_json, to_yaml
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
@@ -70,7 +70,7 @@ class Store:
         """
         asked = RunRecord(
             config=config,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=_command(),
             environment=environment,
             models={called(cell): cell.encoder.digest_of_weights for cell in cells},
             images=tuple(sorted({cell.data.digest_of_images for cell in cells})),
@@ -213,8 +213,11 @@ class Run:
         return [row for result in self.results for row in rows(self.name, result)]
 
     def table(self) -> Table:
-        """The results as a rich table: one line per metric that has a value."""
-        return table(self.name, self.results)
+        """The summary as a rich table: measurements down, encoders across; `rows` has everything."""
+        # The summary reads runs, so that it cannot be imported before they exist.
+        from holdfast.evaluation.summary import table
+
+        return table(self)
 
 
 def read(folder: str | Path) -> Run:
@@ -231,6 +234,12 @@ def read(folder: str | Path) -> Run:
     results = [_read_result(p) for p in sorted((folder / "cells").glob("*.json"))]
     places = {name: at for at, name in enumerate(record.models)}
     return Run(folder, record, sorted(results, key=lambda r: order(r, places)))
+
+
+def _command() -> str:
+    """The command line; `python -m holdfast` is written as holdfast."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    return shlex.join(["holdfast" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _check(outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -261,7 +270,8 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
 
 def _load(path: Path) -> Outcomes:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened itself and could not read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise DataError(

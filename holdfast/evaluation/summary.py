@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from rich.table import Table
+from rich.text import Text
 
 from holdfast.evaluation import statistics
 from holdfast.evaluation.curves import (
@@ -17,9 +19,12 @@ from holdfast.evaluation.curves import (
     corruption_errors,
     curve,
     mean_over_corruptions,
+    norm_name,
+    subjects,
 )
-from holdfast.evaluation.rows import radius
+from holdfast.evaluation.rows import interval, radius, value
 from holdfast.evaluation.statistics import Difference, cross, match, paired_difference
+from holdfast.evaluation.store import Run
 from holdfast.records import Metric
 
 Array = npt.NDArray[Any]
@@ -77,36 +82,56 @@ class Column(NamedTuple):
     norm: str = ""
 
 
-def summary(subjects: Sequence[Subject]) -> list[Column]:
+def summary(seen: Sequence[Subject]) -> list[Column]:
     """The columns that at least one encoder has a number for."""
     columns = [
-        _column("clean", "clean accuracy", "of the images as they are", [(s, _clean(s, "correct")) for s in subjects]),
+        _column("clean", "clean accuracy", "of the images as they are", [(s, _clean(s, "correct")) for s in seen]),
         _column(
             "corrupted",
             "corrupted accuracy",
             "mean over corruptions of the mean over severities",
-            [(s, _corrupted(s)) for s in subjects],
+            [(s, _corrupted(s)) for s in seen],
         ),
         _column(
             "mce",
             "mCE",
             "mean corruption error over 15 corruptions, AlexNet = 100; lower is better",
-            [(s, _mce(s)) for s in subjects],
+            [(s, _mce(s)) for s in seen],
         ),
     ]
-    for norm in _norms(subjects):
-        columns += _attacked(subjects, norm)
+    for norm in _norms(seen):
+        columns += _attacked(seen, norm)
     columns.append(
         _column(
             "knn",
             "kNN accuracy",
             "of clean embeddings, 20 neighbours",
-            [(s, _clean(s, "knn_correct")) for s in subjects],
+            [(s, _clean(s, "knn_correct")) for s in seen],
         )
     )
-    for norm in _norms(subjects):
-        columns += _drifted(subjects, norm)
+    for norm in _norms(seen):
+        columns += _drifted(seen, norm)
     return [c for c in columns if any(len(cell.ids) for cell in c.cells)]
+
+
+def table(run: Run) -> Table:
+    """The summary of a run as a rich table: measurements down, encoders across, failed cells below."""
+    seen = subjects([run])
+    failed = f"failed cells: {len(run.failed)}" if run.failed else None
+    drawn = Table(title=run.name, caption=failed)
+    drawn.add_column("")
+    for subject in seen:
+        drawn.add_column(Text(subject.name), justify="right")
+    for column in summary(seen):
+        drawn.add_row(column.title, *(_shown(cell, column, at) for at, cell in enumerate(column.cells)))
+    return drawn
+
+
+def _shown(cell: Evidence, column: Column, at: int) -> Text:
+    number = Text(cell.text or value(cell.metric, column.norm), style="bold" if column.best == at else "")
+    return (
+        number.append(f"\n{interval(cell.metric, column.norm)} n = {cell.metric.n}", "dim") if cell.metric.n else number
+    )
 
 
 def difference(a: Evidence, b: Evidence, *, seed: int = 0) -> Difference | None:
@@ -246,7 +271,8 @@ def _half(found: Curve) -> Evidence:
             interval=ends,
         )
     elif values[0].any():
-        text = f"above {radius(largest, found.norm)}"
+        above = values[-1].mean() > values[0].mean() / 2
+        text = f"above {radius(largest, found.norm)}" if above else f"below {radius(float(eps[1]), found.norm)}"
     return Evidence(metric, found.ids, values, lambda drawn: min(cross(eps, drawn.mean(1)), largest), text)
 
 

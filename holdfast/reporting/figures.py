@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from holdfast.evaluation.curves import Curve, Profile, norm_name
 from holdfast.evaluation.published import Published
-from holdfast.evaluation.rows import radius
+from holdfast.evaluation.rows import full, radius
 from holdfast.records import Metric
-from holdfast.reporting.wording import full, sentence
+from holdfast.reporting.wording import sentence
 
 # Okabe and Ito 2008, black left out: it has no counterpart on a dark page. Second value: on a dark page.
 PALETTE = (

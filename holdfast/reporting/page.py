@@ -13,7 +13,7 @@ from holdfast.errors import DataError
 from holdfast.evaluation.checks import Check, checks
 from holdfast.evaluation.curves import Subject, subjects
 from holdfast.evaluation.identity import differences
-from holdfast.evaluation.rows import condition, last_line
+from holdfast.evaluation.rows import condition, interval, last_line
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
@@ -23,7 +23,7 @@ from holdfast.reporting.figures import GLYPHS, PALETTE
 from holdfast.reporting.gallery import walls
 from holdfast.reporting.sections import Cell
 from holdfast.reporting.tables import results_csv, table_tex
-from holdfast.reporting.wording import cell_text, gap, headline, interval, span
+from holdfast.reporting.wording import cell_text, gap, headline, span
 
 TRANSPOSED_FROM = 6
 

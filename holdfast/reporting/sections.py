@@ -9,9 +9,10 @@ from typing import NamedTuple
 from holdfast.evaluation.curves import OUTCOMES, Curve, Profile, Subject, curve, families, norm_name, profiles
 from holdfast.evaluation.curves import corruption_errors as errors_of
 from holdfast.evaluation.published import ALEXNET_SOURCE, Published, published
+from holdfast.evaluation.rows import full, interval, value
 from holdfast.reporting import figures
 from holdfast.reporting.figures import Chart, Panel
-from holdfast.reporting.wording import full, interval, sentence, span, value
+from holdfast.reporting.wording import sentence, span
 
 
 class Cell(NamedTuple):

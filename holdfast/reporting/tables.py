@@ -7,9 +7,10 @@ import io
 from collections.abc import Sequence
 
 from holdfast.evaluation.curves import Subject
+from holdfast.evaluation.rows import interval
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column
-from holdfast.reporting.wording import cell_text, interval
+from holdfast.reporting.wording import cell_text
 
 _TEX = {c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "\u2013": "--"}

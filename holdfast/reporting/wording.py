@@ -5,32 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.evaluation.curves import Subject, norm_name
+from holdfast.evaluation.rows import RADII, TIMES_100, full, interval, value
 from holdfast.evaluation.statistics import Difference
 from holdfast.evaluation.summary import Column, Evidence
 from holdfast.records import Metric
-
-RADII = ("half_radius",)
-TIMES_100 = ("mce", "relative_mce")
-
-
-def value(metric: Metric, norm: str = "linf") -> str:
-    """The number alone: 84.0 %, 5.2/255, 0.314; an en dash where there is none."""
-    return "\u2013" if metric.value is None else _number(metric, metric.value, norm)
-
-
-def interval(metric: Metric, norm: str = "linf") -> str:
-    """`[79.1, 88.0]`, in the unit of `value`; empty where there is none."""
-    if metric.low is None or metric.high is None:
-        return ""
-    ends = [_number(metric, end, norm).removesuffix("/255").removesuffix(" %") for end in (metric.low, metric.high)]
-    return f"[{ends[0]}, {ends[1]}]"
-
-
-def full(metric: Metric, norm: str = "linf") -> str:
-    """Value, interval and n; or the reason why there is none."""
-    if metric.value is None:
-        return metric.reason
-    return f"{value(metric, norm)} {interval(metric, norm)}, n = {metric.n}"
 
 
 def gap(difference: Difference | None, metric: Metric, norm: str = "linf") -> str:
@@ -155,11 +133,3 @@ def _ranked(names: Sequence[str], column: Column, opening: str) -> str:
 
 def _evident(cell: Evidence, norm: str) -> str:
     return f"{value(cell.metric, norm)} {interval(cell.metric, norm)} (n = {cell.metric.n})"
-
-
-def _number(metric: Metric, number: float, norm: str) -> str:
-    if metric.name in RADII:
-        return f"{number * 255:.2f}/255" if norm == "linf" else f"{number:.3f}"
-    if metric.name in TIMES_100:
-        return f"{100 * number:.1f}"
-    return f"{100 * number:.1f} %" if metric.unit == "fraction" else f"{number:.3f}"

@@ -20,7 +20,13 @@ from holdfast.records import Attack, Cell, Corruption, Cost, Data, Environment, 
 EPS = tuple(e / 255 for e in (0.5, 1, 2, 4, 8))
 CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "brightness", "jpeg_compression")
 ENVIRONMENT = Environment(
-    holdfast="0.1.0", commit="abc123", python="3.11.9", torch="2.15.0", device="cpu: x86_64", threads=2, platform="Linux"
+    holdfast="0.1.0",
+    commit="abc123",
+    python="3.11.9",
+    torch="2.15.0",
+    device="cpu: x86_64",
+    threads=2,
+    platform="Linux",
 )
 CE = Attack(push="ce", steps=10)
 MARGIN = Attack(push="margin", steps=10)
@@ -101,14 +107,25 @@ def result(cell: Cell, held: dict[str, np.ndarray]) -> Result:
     )
     cost = Cost(seconds=1.5, forwards=100, backwards=50, peak_mb=321.0)
     return Result(
-        id=cell.id, cell=cell, status="done", metrics=metrics, cost=cost, environment=ENVIRONMENT, chunk=64, asked=len(held["id"])
+        id=cell.id,
+        cell=cell,
+        status="done",
+        metrics=metrics,
+        cost=cost,
+        environment=ENVIRONMENT,
+        chunk=64,
+        asked=len(held["id"]),
     )
 
 
 def failed(cell: Cell) -> Result:
     """The record of a cell that crashed."""
     return Result(
-        id=cell.id, cell=cell, status="failed", environment=ENVIRONMENT, error="Traceback\n  ...\nRuntimeError: <boom> & gone\n"
+        id=cell.id,
+        cell=cell,
+        status="failed",
+        environment=ENVIRONMENT,
+        error="Traceback\n  ...\nRuntimeError: <boom> & gone\n",
     )
 
 
