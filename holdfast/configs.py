@@ -47,6 +47,10 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         warmup: epochs.
         temperature: of NT-Xent.
         dim: of the projection.
+        crop: smallest share of the image's area in a view; None = the method's policy for images of this size.
+        colours: brightness, contrast and saturation of a view change by up to this; None as above.
+        hue: the hue turns by up to this, 1 being the full circle; None as above.
+        grey: probability of a grey view; None as above.
         adversary: none, or pgd.
         eps: radius of the adversary in pixel units.
         alpha: its step; 0 = 2.5 * eps / steps.
@@ -67,6 +71,10 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     warmup: float = 1.0
     temperature: float = 0.5
     dim: int = 128
+    crop: float | None = None
+    colours: float | None = None
+    hue: float | None = None
+    grey: float | None = None
     adversary: Literal["none", "pgd"] = "none"
     eps: float = 8 / 255
     alpha: float = 0.0

@@ -252,7 +252,9 @@ def _play_ls(config: LsConfig, say: Say) -> list[str]:
 def _print_table(found: Run) -> None:
     from rich.console import Console
 
-    Console().print(found.table())
+    from holdfast.evaluation.summary import table
+
+    Console().print(table(found))
 
 
 _PLAYED: dict[str, Callable[[Any, Say], list[str]]] = {

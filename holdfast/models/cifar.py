@@ -73,14 +73,15 @@ class SmallResNet(nn.Module):
         width: channels of the first stage; each later one doubles them and halves the side.
         padded: shortcuts of option A.
         classifier: name of the last layer in the weights file.
+        stride: of the stem.
         num_classes: 0 = no classifier.
     """
 
     def __init__(
-        self, blocks: Sequence[int], *, width: int, padded: bool, classifier: str, num_classes: int = 0
+        self, blocks: Sequence[int], *, width: int, padded: bool, classifier: str, stride: int = 1, num_classes: int = 0
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
         c_in = width
@@ -92,8 +93,8 @@ class SmallResNet(nn.Module):
                 c_in = c_out
             self.add_module(name, nn.Sequential(*layers))
         self.num_features = c_in
-        self.feature_info = [{"num_chs": width, "reduction": 1, "module": "bn1"}] + [
-            {"num_chs": width * 2**i, "reduction": 2**i, "module": name} for i, name in enumerate(self.stages)
+        self.feature_info = [{"num_chs": width, "reduction": stride, "module": "bn1"}] + [
+            {"num_chs": width * 2**i, "reduction": stride * 2**i, "module": name} for i, name in enumerate(self.stages)
         ]
         self.classifier = classifier
         self.reset_classifier(num_classes)
@@ -182,9 +183,20 @@ def cifar_resnet18(*, width: int = 64, num_classes: int = 0) -> SmallResNet:
     return SmallResNet((2, 2, 2, 2), width=width, padded=False, classifier="fc", num_classes=num_classes)
 
 
+def scenes_resnet8(*, width: int = 16, num_classes: int = 0) -> SmallResNet:
+    """The demo's net: three blocks after a stem of stride 2, a quarter of the work of `cifar_resnet8`.
+
+    Args:
+        width: channels of the first stage.
+        num_classes: 0 = no classifier.
+    """
+    return SmallResNet((1, 1, 1), width=width, padded=False, classifier="fc", stride=2, num_classes=num_classes)
+
+
 ARCHITECTURES: dict[str, Callable[..., SmallResNet]] = {
     **{f"cifar_resnet{depth}": partial(he_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "cifar_resnet18": cifar_resnet18,
+    "scenes_resnet8": scenes_resnet8,
 }
 OPTIONS = ("num_classes", "width")
 

@@ -61,6 +61,11 @@ _STYLE = {
 }
 
 
+def shape(at: int) -> int:
+    """Which marker and glyph the encoder at that place has; shifted each time that the colours begin again."""
+    return (at + at // len(PALETTE)) % len(MARKERS)
+
+
 class Chart(NamedTuple):
     """A chart with its data.
 
@@ -238,7 +243,7 @@ def _line(axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, 
         at,
         [m.value for m in found],
         color=colour(place),
-        marker=MARKERS[place % len(MARKERS)],
+        marker=MARKERS[shape(place)],
         markersize=2.6 if small else 4.2,
         linewidth=1.1 if small else 1.6,
         linestyle=style,

@@ -19,7 +19,7 @@ from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
 from holdfast.records import to_yaml
 from holdfast.reporting import sections
-from holdfast.reporting.figures import GLYPHS, PALETTE
+from holdfast.reporting.figures import GLYPHS, PALETTE, shape
 from holdfast.reporting.gallery import walls
 from holdfast.reporting.sections import Cell
 from holdfast.reporting.tables import results_csv, table_tex
@@ -101,7 +101,7 @@ def _legend(seen: Sequence[Subject]) -> list[dict[str, Any]]:
             "spec": s.model.spec,
             "digest": s.model.digest_of_weights[:12],
             "place": at % len(PALETTE),
-            "glyph": GLYPHS[at % len(GLYPHS)],
+            "glyph": GLYPHS[shape(at)],
         }
         for at, s in enumerate(seen)
     ]

@@ -81,9 +81,7 @@ def _attacked(names: Sequence[str], column: Column) -> str:
     if cell.metric.value is not None:
         reach = f"loses half of its clean accuracy at {_evident(cell, column.norm)}"
     elif cell.text:
-        reach = (
-            f"keeps more than half of its clean accuracy up to the largest radius ({cell.text}, n = {cell.metric.n})"
-        )
+        reach = f"loses half of its clean accuracy {cell.text} (n = {cell.metric.n})"
     else:
         reach = f"has no half-accuracy radius: {cell.metric.reason}"
     if len(names) == 1:

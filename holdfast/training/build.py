@@ -31,7 +31,7 @@ def _simclr(encoder: Encoder, config: TrainConfig, side: int) -> Method:
         encoder,
         dim=config.dim,
         temperature=config.temperature,
-        policy=policy_for(side),
+        policy=policy_for(side, config),
         attacked=() if config.adversary == "none" else (SECOND,),
     )
 
@@ -80,9 +80,21 @@ def encoder_for(config: TrainConfig) -> Encoder:
     return encoder
 
 
-def policy_for(side: int) -> Policy:
-    """The views of SimCLR: its policy for CIFAR below 96 pixels, its policy for ImageNet from there on."""
-    return SIMCLR_CIFAR if side < SMALL else replace(SIMCLR_IMAGENET, size=side)
+def policy_for(side: int, config: TrainConfig) -> Policy:
+    """The views of SimCLR: its policy for CIFAR below 96 pixels, for ImageNet from there on; with what the config changes.
+
+    Raises:
+        ConfigError: a change that is no distribution.
+    """
+    policy = SIMCLR_CIFAR if side < SMALL else replace(SIMCLR_IMAGENET, size=side)
+    if config.colours is not None:
+        policy = replace(policy, brightness=config.colours, contrast=config.colours, saturation=config.colours)
+    return replace(
+        policy,
+        scale=policy.scale if config.crop is None else (config.crop, policy.scale[1]),
+        hue=policy.hue if config.hue is None else config.hue,
+        grey=policy.grey if config.grey is None else config.grey,
+    )
 
 
 def adversary_for(config: TrainConfig) -> Adversary:

@@ -48,7 +48,7 @@ HARDENED = Made("hardened", 0.84, 5.0)
 ODD = Made('odd <b>&"$x_1$', 0.7, 1.5)
 
 
-def write_run(
+def write_run(  # parameters: each test leaves out another part of a run
     folder: Path,
     encoders: Sequence[Made] = (PLAIN, HARDENED, ODD),
     *,

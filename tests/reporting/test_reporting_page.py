@@ -144,6 +144,14 @@ def test_the_head_names_the_most_robust_and_its_cost(page: Path) -> None:
     assert "failed" not in head
 
 
+@pytest.mark.parametrize(("threshold", "says"), [(0.01, "below 0.5/255 (n = 30)"), (500.0, "above 8/255 (n = 30)")])
+def test_the_head_does_not_invent_a_radius(tmp_path: Path, threshold: float, says: str) -> None:
+    made = Made("one", 0.9, threshold)
+    run = write_run(tmp_path / "r", (made,), n=60, corruptions=(), attacks=(CE,), tasks=("classification",))
+    head = parsed(report([run], tmp_path / "out")).texts[""]
+    assert f"one loses half of its clean accuracy {says} under Linf attacks" in head
+
+
 def test_a_failed_check_stands_in_a_box_at_the_top(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", (Made("masked", 0.8, 3.0, masked=True),), n=60, corruptions=(), attacks=(CE,))
     text = report([run], tmp_path / "out").read_text()
