@@ -20,6 +20,7 @@ class OnImages(Record, frozen=True, kw_only=True):
         resize: shorter side before the centre crop; 0 = what the encoder expects, or none.
         seed: of everything that is drawn.
         device: auto, cpu, cuda, cuda:1...
+        threads: of the CPU; 0 = as torch chooses. Last digits depend on it; small nets are fastest with 1.
     """
 
     data: str = "scenes"
@@ -31,6 +32,7 @@ class OnImages(Record, frozen=True, kw_only=True):
     resize: int = 0
     seed: int = 0
     device: str = "auto"
+    threads: int = 0
 
 
 class TrainConfig(OnImages, frozen=True, kw_only=True):

@@ -1,6 +1,9 @@
-"""Which device `auto` is, and what is said where the one that was asked for is not there."""
+"""Which device `auto` is, what is said where the one asked for is not there, and how many threads the CPU gets."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -26,3 +29,20 @@ def device_of(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ConfigError(f'"{name}" was asked for; this machine has {count} CUDA devices.', next="Take --device auto.")
     return device
+
+
+@contextlib.contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """So many CPU threads for the length of the block; 0 = as they are.
+
+    Raises:
+        ConfigError: a negative count.
+    """
+    if count < 0:
+        raise ConfigError(f"{count} threads were asked for.", next="Take --threads 1 or more; 0 = as torch chooses.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

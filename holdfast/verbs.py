@@ -89,9 +89,12 @@ def attack(encoder: str | nn.Module, images: Tensor, labels: Tensor | None = Non
         PixelError: images outside [0, 1].
         ConfigError: an unknown harm or norm, or no labels where they are needed.
     """
+    from holdfast.devices import threads_of
     from holdfast.looking import attacked
 
-    return attacked(load(encoder), images, labels, build(AttackConfig, fields)).pixels
+    config = build(AttackConfig, fields)
+    with threads_of(config.threads):
+        return attacked(load(encoder), images, labels, config).pixels
 
 
 def bench(encoders: str | nn.Module | Sequence[str | nn.Module] = (), **fields: Any) -> Run:
@@ -112,11 +115,14 @@ def bench(encoders: str | nn.Module | Sequence[str | nn.Module] = (), **fields: 
     from torch import nn
 
     from holdfast.benching import measure
+    from holdfast.devices import threads_of
 
     given = [encoders] if isinstance(encoders, str | nn.Module) else list(encoders)
     names = [item for item in given if isinstance(item, str)]
     handed = [item for item in given if isinstance(item, nn.Module)]
-    return measure(build(BenchConfig, {"encoders": names, **fields}), handed, to_stderr)
+    config = build(BenchConfig, {"encoders": names, **fields})
+    with threads_of(config.threads):
+        return measure(config, handed, to_stderr)
 
 
 def report(runs: str | Path | Run | Sequence[str | Path | Run], out: str | Path = "", *, title: str = "") -> Path:
@@ -187,19 +193,23 @@ def play(verb: str, config: Record, *, say: Say) -> int:
 
 
 def _train(config: TrainConfig, say: Say) -> Path:
+    from holdfast.devices import threads_of
     from holdfast.training.loop import train as learn
 
     if not config.out:
         raise ConfigError("No folder was named.", next="Add --out runs/a; the same command continues it.")
-    return learn(config, say=say)
+    with threads_of(config.threads):
+        return learn(config, say=say)
 
 
 def _probe(config: ProbeConfig, say: Say) -> Path:
+    from holdfast.devices import threads_of
     from holdfast.training.probe import probe as fit
 
     if not config.encoder:
         raise ConfigError("No encoder was named.", next="holdfast probe ENCODER --data imgs/ --out runs/p")
-    return fit(config, say=say)
+    with threads_of(config.threads):
+        return fit(config, say=say)
 
 
 def _run(config: RunConfig, say: Say) -> Path:
@@ -218,17 +228,21 @@ def _play_probe(config: ProbeConfig, say: Say) -> list[str]:
 
 
 def _play_attack(config: AttackConfig, say: Say) -> list[str]:
+    from holdfast.devices import threads_of
     from holdfast.looking import look
 
-    return [f"gallery  {look(config, say)}"]
+    with threads_of(config.threads):
+        return [f"gallery  {look(config, say)}"]
 
 
 def _play_bench(config: BenchConfig, say: Say) -> list[str]:
     from holdfast.benching import foresee, measure
+    from holdfast.devices import threads_of
 
-    if config.dry_run:
-        return foresee(config, say)
-    found = measure(config, (), say)
+    with threads_of(config.threads):
+        if config.dry_run:
+            return foresee(config, say)
+        found = measure(config, (), say)
     _print_table(found)
     return [f"records  {found.folder}", f"next     holdfast report {found.folder}"]
 

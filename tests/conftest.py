@@ -19,7 +19,7 @@ DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Finds real data by name: `weights` as they lie in `$HOLDFAST_DATA`, a pack unpacked; skips, loudly, without it."""
+    """Finds real data by name: `weights` as they lie in `$HOLDFAST_DATA`, a pack unpacked; skips without it, loudly."""
     root = tmp_path_factory.mktemp("real")
 
     def find(name: str) -> Path:

@@ -52,8 +52,8 @@ class Found(NamedTuple):
         at: positions in `x`, int64 [k].
         pixels: the worst iterate by score, float32 [k, 3, h, w]; the clean image where nothing was worse.
         score: of it, [k].
-        trace: [k] each: `clean_score`, `start_score` (the worst random start), `half_score` (the best before the second
-            half of the last pass), `zero_gradients` (share of steps whose gradient was zero everywhere).
+        trace: [k] each: `clean_score`, `start_score` (the worst random start), `early_score` (the worst before
+            the last quarter of the last pass), `zero_gradients` (share of steps whose gradient was zero everywhere).
     """
 
     at: Tensor
@@ -158,7 +158,7 @@ class _Best:
 def _chunk(attack: Attack, harm: Harm, x: Tensor, rows: Rows, stages: Sequence[Stage], loop: _Loop) -> Found:
     clean = judged(harm, x, rows)
     best = _Best(x, clean, rests=loop.rests)
-    start, half, zero = torch.full_like(clean, -torch.inf), clean.clone(), torch.zeros_like(clean)
+    start, early, zero = torch.full_like(clean, -torch.inf), clean.clone(), torch.zeros_like(clean)
     for stage in stages:
         state = attack.start(harm, x, rows, stage)
         for step in range(attack.steps):
@@ -172,14 +172,14 @@ def _chunk(attack: Attack, harm: Harm, x: Tensor, rows: Rows, stages: Sequence[S
                 start = torch.where(active, torch.maximum(start, state["score"]), start)
             zero = zero + (active & state["flat"]) / (attack.steps * len(stages))
             best.take(state["seen"], state["score"])
-            if 2 * step <= attack.steps:
-                half = best.score.clone()
+            if 4 * (step + 1) <= 3 * attack.steps:
+                early = best.score.clone()
         else:
             state = attack.finish(harm, x, rows, state)
             best.take(state["seen"], state["score"])
     start = start.where(torch.isfinite(start), clean)
     k = len(loop.at)
-    trace = {"clean_score": clean, "start_score": start, "half_score": half, "zero_gradients": zero}
+    trace = {"clean_score": clean, "start_score": start, "early_score": early, "zero_gradients": zero}
     return Found(loop.at, best.pixels[:k], best.score[:k], {name: part[:k] for name, part in trace.items()})
 
 

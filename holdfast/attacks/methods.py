@@ -18,7 +18,7 @@ SHORTEST_STEP = 0.25
 def step_size(eps: float, alpha: float, steps: int) -> float:
     """A step in pixel units: `alpha`, or where it is 0, 2.5 * eps / steps (Madry et al. 2018), at least eps / 4.
 
-    The worst iterate is kept, so that a step that is too long to settle costs nothing, and one too short to arrive does.
+    The worst iterate is kept, so that a step too long to settle costs nothing, and one too short to arrive does.
     """
     return alpha or eps * max(MADRY_STEP / steps, SHORTEST_STEP)
 

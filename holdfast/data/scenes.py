@@ -1,29 +1,29 @@
 """Drawn scenes with class, mask and depth: for the demo, the tests and CI, with no file to fetch.
 
-A scene is a textured object of one of eight shapes before a textured, tilted background, between clutter behind it and bars or
-blobs before it, under light from one side. It is a pure function of (seed, split, index, side): its layout is drawn first
-and in units of the image's side, so that the same scene looks the same at 32 and at 224 pixels; only the camera's noise, drawn last, is
-per pixel. Each class prefers one texture; position, scale, rotation, both colours, their contrast's sign and the light
-say nothing about the class.
+A scene is a textured object of one of eight shapes before a blotched, tilted background, sometimes between a blob
+behind it and a bar or blob before it, under light from one side. It is a pure function of (seed, split, index, side):
+its layout is drawn first and in units of the image's side, so that the same scene looks the same at 32 and at 224
+pixels; only the camera's noise, drawn last, is per pixel. A class has one shape and one texture; position, scale, lean,
+both colours, their contrast's sign and the light say nothing about it, so that a linear probe on pixels stays near
+chance.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from holdfast import draws
 from holdfast.data.batches import Image, Source, fingerprint
+from holdfast.data.shapes import SHAPES, TEXTURES, Array
 from holdfast.errors import DataError, nearest
 from holdfast.records import Data
 
-Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
 CLASSES = ("disk", "square", "triangle", "cross", "ring", "star", "crescent", "hourglass")
@@ -31,22 +31,22 @@ SPLITS = ("train", "val", "test")
 SIDE = 32
 COUNT = 1000
 
-import os, json
-X = dict(bgc=1., stripes=.6, clut=(.3,.4,.3), occ=(.1,.7,.2), rad=(.26,.4), free=.8, pref=.8, con=.3, rot=math.pi)
-X.update(json.loads(os.environ.get("XS","{}")))
 _SMALLEST = 8
-_PREFERENCE = 0.8
 _CAMERA_NOISE = 0.015
+_CALM = 0.25  # of the background's two colours, how far apart they are left
+_TURN = 0.45  # radians that an object leans to either side
+_CLUTTER = (0.8, 0.2)  # probabilities of no blob behind the object, and of one
+_OCCLUDED = (0.6, 0.4)  # probabilities of nothing before it, and of one bar or blob
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Scenes(Source):
     """Scenes chosen by a `Data` record: `limit` of them (0 = 1000), `size` pixels wide and high (0 = `resize`, or 32).
 
-    `read(i).truth` holds "label"; "mask" uint8 [h, w], the label + 1 where the object is visible and 0 elsewhere (background,
-    clutter and occluders alike); "depth" float32 [h, w] in metres, > 0, of the nearest surface. Both are of the pixel's
-    centre. `data.subset` changes nothing: all scenes are drawn. With `data.classes`, scenes of other classes are passed over,
-    so that an id names one scene whatever was chosen. Classes are balanced to within one.
+    `read(i).truth` holds "label"; "mask" uint8 [h, w], the label + 1 where the object is visible and 0 elsewhere
+    (background, clutter and occluders alike); "depth" float32 [h, w] in metres, > 0, of the nearest surface. Both are
+    of the pixel's centre. `data.subset` changes nothing: all scenes are drawn. With `data.classes`, scenes of other
+    classes are passed over, so that an id names one scene whatever was chosen. Classes are balanced to within one.
 
     Raises:
         DataError: an unknown split or class, a class named twice, a size that cannot be drawn, or other scenes than the
@@ -84,7 +84,7 @@ class Scenes(Source):
 
 
 def class_of(seed: int, split: str, index: int) -> int:
-    """Index into `CLASSES` of a scene: every run of eight scenes that starts at a multiple of eight holds each class once."""
+    """Index into `CLASSES` of a scene: eight scenes that begin at a multiple of eight hold each class once."""
     block, place = divmod(index, len(CLASSES))
     return _block(seed, split, block)[place]
 
@@ -191,28 +191,26 @@ def _light(rng: Rng) -> _Light:
 
 
 def _background(rng: Rng, side: int) -> tuple[Array, Array]:
-    """A tilted plane 4 to 8 m away, in two colours: stripes or blotches. Inverse depth is linear on it."""
+    """A tilted plane 4 to 8 m away, blotched in two colours. Inverse depth is linear on it."""
     x, y = _grid(side)
     first, second = _colours(rng, 0.15)
-    second = first + X["bgc"] * (second - first)
+    second = first + _CALM * (second - first)
     blotches = _blotches(rng, side, 5) + 0.5 * _blotches(rng, side, 9)
-    angle, frequency = rng.uniform(0, math.tau), rng.uniform(3, 7)
-    stripes = np.sin(math.tau * frequency * (math.cos(angle) * x + math.sin(angle) * y) + rng.uniform(0, math.tau))
-    mixed = 0.5 + 0.5 * np.clip(blotches + rng.uniform(0, X['stripes']) * stripes, -1, 1)
+    mixed = 0.5 + 0.5 * np.clip(blotches, -1, 1)
     tilt = rng.uniform(-0.3, 0.3, 2)
     depth = rng.uniform(4, 8) / (1 + tilt[0] * x + tilt[1] * y)
     return first + mixed[..., None] * (second - first), depth.astype(np.float32)
 
 
 def _clutter(rng: Rng, side: int) -> list[_Layer]:
-    """Up to two blobs between the background and the object, 3 to 3.8 m away; the nearer one comes last."""
-    depths = sorted(rng.uniform(3, 3.8, int(rng.choice(3, p=X['clut']))), reverse=True)
+    """In one scene of five a blob between the background and the object, 3 to 3.8 m away."""
+    depths = sorted(rng.uniform(3, 3.8, int(rng.choice(2, p=_CLUTTER))), reverse=True)
     return [_Layer(_blob(rng, side, 0.05, 0.12), _plain(rng), z) for z in depths]
 
 
 def _occluders(rng: Rng, side: int) -> list[_Layer]:
-    """One bar or blob before the object in seven scenes of ten, two in two of ten; 0.8 to 1.4 m away."""
-    depths = sorted(rng.uniform(0.8, 1.4, int(rng.choice(3, p=X['occ']))), reverse=True)
+    """In two scenes of five a bar or blob before the object, 0.8 to 1.4 m away."""
+    depths = sorted(rng.uniform(0.8, 1.4, int(rng.choice(2, p=_OCCLUDED))), reverse=True)
     kinds = [_bar if rng.random() < 0.5 else _blob for _ in depths]
     return [_Layer(kind(rng, side, 0.03, 0.07), _plain(rng), z, shade=0.2) for kind, z in zip(kinds, depths)]
 
@@ -220,15 +218,14 @@ def _occluders(rng: Rng, side: int) -> list[_Layer]:
 def _object(rng: Rng, side: int, shape: int, back: float, light: _Light) -> _Layer:
     """The main object, 1.6 to 2.8 m away and bulging towards the camera by up to 0.2 m."""
     x, y = _grid(side)
-    radius, turn = rng.uniform(*X['rad']), rng.uniform(-X['rot'], X['rot'])
-    free = max(0.5 - X['free'] * radius, 0.02)
+    radius, turn = rng.uniform(0.4, 0.5), rng.uniform(-_TURN, _TURN)
+    free = max(0.5 - 0.9 * radius, 0.02)
     px, py = x - rng.uniform(-free, free), y - rng.uniform(-free, free)
     c, s = math.cos(turn) / radius, math.sin(turn) / radius
     u, v = c * px + s * py, c * py - s * px
-    local = _SHAPES[shape](u, v)
-    kind = shape if rng.random() < X['pref'] else int(rng.integers(len(_TEXTURES)))
-    pattern = _TEXTURES[kind](u, v, rng.uniform(0.85, 1.2)) * rng.uniform(0.6, 1.0)
-    first, second = _colours(rng, X['con'], away_from=back)
+    local = SHAPES[shape](u, v)
+    pattern = TEXTURES[shape](u, v, rng.uniform(0.85, 1.2)) * rng.uniform(0.6, 1.0)
+    first, second = _colours(rng, 0.4, away_from=back)
     colour = first + (0.5 + 0.5 * pattern)[..., None] * (second - first)
     bevel = np.exp(-np.square(local / 0.25)) * 0.25
     facing = (px * light.towards[0] + py * light.towards[1]) / radius
@@ -250,7 +247,8 @@ def _colours(rng: Rng, contrast: float, *, away_from: float | None = None) -> tu
 def _colour(rng: Rng, luma: float) -> Array:
     """A colour of this luma, but for what is cut off at black and white."""
     drawn = rng.uniform(0, 1, 3).astype(np.float32)
-    return np.clip(drawn + np.float32(luma - float((drawn * _LUMA).sum())), 0.02, 0.98)
+    found: Array = np.clip(drawn + np.float32(luma - float((drawn * _LUMA).sum())), 0.02, 0.98)
+    return found
 
 
 def _plain(rng: Rng) -> Array:
@@ -264,14 +262,16 @@ def _blob(rng: Rng, side: int, low: float, high: float) -> Array:
     small = rng.uniform(low, high)
     c, s, stretch = math.cos(turn), math.sin(turn), rng.uniform(1, 2)
     u, v = c * (x - place[0]) + s * (y - place[1]), c * (y - place[1]) - s * (x - place[0])
-    return np.hypot(u / stretch, v) - small
+    found: Array = np.hypot(u / stretch, v) - small
+    return found
 
 
 def _bar(rng: Rng, side: int, low: float, high: float) -> Array:
     """A bar across the whole picture, twice `low` to twice `high` wide."""
     x, y = _grid(side)
     turn, offset = rng.uniform(0, math.pi), rng.uniform(-0.35, 0.35)
-    return np.abs(math.cos(turn) * x + math.sin(turn) * y - offset) - rng.uniform(low, high)
+    found: Array = np.abs(math.cos(turn) * x + math.sin(turn) * y - offset) - np.float32(rng.uniform(low, high))
+    return found
 
 
 @functools.lru_cache(maxsize=8)
@@ -298,106 +298,3 @@ def _blotches(rng: Rng, side: int, n: int) -> Array:
     """Value noise in [-1, 1] from an n x n lattice."""
     spread = _spread(side, n)
     return spread @ rng.uniform(-1, 1, (n, n)).astype(np.float32) @ spread.T
-
-
-# -- shapes: signed distances in the object's own unit, its radius; negative inside ------------------------------------
-
-
-def _disk(u: Array, v: Array) -> Array:
-    return np.hypot(u, v) - np.float32(0.85)
-
-
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.75)
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) * np.float32(math.sqrt(0.75)) - 0.5 * v, v) - np.float32(0.5)
-
-
-def _cross(u: Array, v: Array) -> Array:
-    a, b = np.abs(u), np.abs(v)
-    return np.maximum(np.maximum(a, b) - np.float32(1), np.minimum(a, b) - np.float32(0.3))
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.22)
-
-
-def _star(u: Array, v: Array) -> Array:
-    """Five points: folded into half a tenth of the circle, the edge is one line from the tip to the inner corner."""
-    sector = math.tau / 5
-    angle = np.abs(np.remainder(np.arctan2(v, u), np.float32(sector)) - np.float32(sector / 2))
-    angle = np.float32(sector / 2) - angle
-    r = np.hypot(u, v)
-    inner = np.array([math.cos(sector / 2), math.sin(sector / 2)]) * 0.42
-    normal = np.array([inner[1], 1 - inner[0]]) / math.hypot(inner[1], 1 - inner[0])
-    return (r * np.cos(angle) - 1) * np.float32(normal[0]) + r * np.sin(angle) * np.float32(normal[1])
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(np.hypot(u, v) - np.float32(0.95), np.float32(0.72) - np.hypot(u - np.float32(0.5), v))
-
-
-def _hourglass(u: Array, v: Array) -> Array:
-    a, b = np.abs(u), np.abs(v)
-    return np.maximum((a - b) * np.float32(math.sqrt(0.5)) - np.float32(0.1), b - np.float32(0.8))
-
-
-_SHAPES: tuple[Callable[[Array, Array], Array], ...] = (
-    _disk,
-    _square,
-    _triangle,
-    _cross,
-    _ring,
-    _star,
-    _crescent,
-    _hourglass,
-)
-
-
-# -- textures in [-1, 1], in the object's own unit; f stretches them, phases are fixed by the object's place ------------
-
-
-def _stripes(u: Array, v: Array, f: float) -> Array:
-    return np.sin(np.float32(9 * f) * u)
-
-
-def _checks(u: Array, v: Array, f: float) -> Array:
-    return np.tanh(4 * np.sin(np.float32(7 * f) * u) * np.sin(np.float32(7 * f) * v))
-
-
-def _dots(u: Array, v: Array, f: float) -> Array:
-    return np.tanh(3 * (np.cos(np.float32(8 * f) * u) + np.cos(np.float32(8 * f) * v) - 0.7))
-
-
-def _zigzag(u: Array, v: Array, f: float) -> Array:
-    return np.sin(np.float32(8 * f) * (v + np.float32(0.6) * np.abs(np.remainder(2 * u, 2) - 1)))
-
-
-def _rings(u: Array, v: Array, f: float) -> Array:
-    return np.sin(np.float32(12 * f) * np.hypot(u, v))
-
-
-def _spokes(u: Array, v: Array, f: float) -> Array:
-    return np.sin(np.float32(6) * np.arctan2(v, u))
-
-
-def _ramp(u: Array, v: Array, f: float) -> Array:
-    return np.clip(np.float32(1.2 * f) * v, -1, 1)
-
-
-def _even(u: Array, v: Array, f: float) -> Array:
-    return np.full_like(u, 1 - f)
-
-
-_TEXTURES: tuple[Callable[[Array, Array, float], Array], ...] = (
-    _checks,
-    _stripes,
-    _even,
-    _ramp,
-    _dots,
-    _spokes,
-    _zigzag,
-    _rings,
-)

@@ -24,8 +24,8 @@ Status = Literal["passed", "failed", "not measured"]
 # Thresholds: a difference counts as a failure only where it is larger than this and its paired interval excludes 0.
 ZERO_GRADIENTS = 0.01
 RISE = 0.02
-STILL_RISING = 0.05
-STILL_DRIFTING = 0.20
+STILL_RISING = 0.03
+STILL_DRIFTING = 0.10
 ROUNDING = 0.05
 DISAGREEMENT = 0.10
 RAISED = 0.5
@@ -219,26 +219,26 @@ def _chance(subject: Subject) -> Verdict:
 
 
 def _converged(cells: Sequence[_Attacked]) -> Verdict:
-    measured = [c for c in cells if {"attack_score", "attack_half_score"} <= set(c.held)]
+    measured = [c for c in cells if {"attack_score", "attack_early_score"} <= set(c.held)]
     if not measured:
-        return Verdict("not measured", "no attack recorded its score after half of the steps")
+        return Verdict("not measured", "no attack recorded its score before the last quarter of its steps")
     gains = [(_gain(c), c) for c in measured]
     excess = max(gains, key=lambda g: g[0] / _allowed(g[1]))
     gain, worst = excess
     kind = "of the images fall" if worst.attack.through == "classification" else "of the drift comes"
-    text = f"{gain:.1%} {kind} in the second half of the {worst.attack.steps} steps, at most ({worst.words})"
+    text = f"{gain:.1%} {kind} in the last quarter of the {worst.attack.steps} steps, at most ({worst.words})"
     failed = gain > _allowed(worst)
     more = "; more steps would find more" if failed else ""
     return Verdict("failed" if failed else "passed", text + more)
 
 
 def _gain(cell: _Attacked) -> float:
-    """Share of images lost, or of drift made, in the second half."""
-    half, score = cell.held["attack_half_score"], cell.held["attack_score"]
+    """Share of images lost, or of drift made, in the last quarter of the steps."""
+    early, score = cell.held["attack_early_score"], cell.held["attack_score"]
     if cell.attack.through == "classification":
-        return float(((score > 0) & (half <= 0)).mean())
+        return float(((score > 0) & (early <= 0)).mean())
     total = float(score.mean(dtype=np.float64))
-    return (total - float(half.mean(dtype=np.float64))) / total if total > 0 else 0.0
+    return (total - float(early.mean(dtype=np.float64))) / total if total > 0 else 0.0
 
 
 def _allowed(cell: _Attacked) -> float:

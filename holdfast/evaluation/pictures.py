@@ -50,7 +50,7 @@ def pictures(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) ->
 
     Returns:
         `id`, `rule`, `clean` uint8 and `delta` float16 [k, h, w, 3], `label`, `clean_prediction`, `prediction` (-1
-        where there are none), `confidence` (0 where there is none) and `score`.
+        where there are none), `confidence` (0 where there is none), `score`; `classes` names the labels, [classes].
     """
     task, encoder = bench.task(cell), bench.encoder(cell.encoder)
     lost = whole["attack_clean_score"].astype(np.float64) > 0 if task.stop else np.zeros(len(whole["id"]), dtype=bool)
@@ -76,6 +76,7 @@ def pictures(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) ->
         "prediction": seen["now"].get("prediction", none)[:k].cpu().numpy(),
         "confidence": seen["now"].get("confidence", torch.zeros(k))[:k].cpu().numpy(),
         "score": whole["attack_score"][[place for place, _ in places]],
+        "classes": np.array(bench.source(job.data).classes, dtype=np.str_),
     }
 
 

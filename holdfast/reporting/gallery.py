@@ -138,11 +138,12 @@ def _verdict(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data) -> str:
     if now < 0:
         return ""
     sure = f"{float(gallery['confidence'][at]):.0%}"
-    return f"label {_class(label, data)}: predicted {_class(before, data)}, attacked {_class(now, data)} ({sure})"
+    names = gallery["classes"].tolist() if "classes" in gallery else list(data.classes)
+    return f"label {_class(label, names)}: predicted {_class(before, names)}, attacked {_class(now, names)} ({sure})"
 
 
-def _class(number: int, data: Data) -> str:
-    return data.classes[number] if 0 <= number < len(data.classes) else str(number)
+def _class(number: int, names: Sequence[str]) -> str:
+    return names[number] if 0 <= number < len(names) else str(number)
 
 
 def _title(result: Result) -> str:

@@ -81,7 +81,7 @@ def encoder_for(config: TrainConfig) -> Encoder:
 
 
 def policy_for(side: int, config: TrainConfig) -> Policy:
-    """The views of SimCLR: its policy for CIFAR below 96 pixels, for ImageNet from there on; with what the config changes.
+    """The views of SimCLR: its policy for CIFAR below 96 pixels, else for ImageNet; with what the config changes.
 
     Raises:
         ConfigError: a change that is no distribution.

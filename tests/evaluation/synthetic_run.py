@@ -161,14 +161,14 @@ def outcomes(made: Made, cell: Cell) -> dict[str, np.ndarray]:
         held |= {
             "attack_clean_score": np.where(right, -falls, 0.5 + draw[3]),
             "attack_start_score": score if made.masked else score - 0.9 * np.abs(score) - tiny,
-            "attack_half_score": score - tiny * (score > 0.5 * tiny),
+            "attack_early_score": score - tiny * (score > 0.5 * tiny),
             "attack_score": score,
             "attack_zero_gradients": np.full(n, 0.38 if made.masked else 0.0),
             "attack_norm": np.full(n, cell.attack.eps),
         }
         if cell.judge.task == "classification":
             held["attack_start_score"] = np.where(right, -falls, score) if not made.masked else score
-            held["attack_half_score"] = held["attack_score"]
+            held["attack_early_score"] = held["attack_score"]
             held["rounded_correct"] = correct
     return held
 

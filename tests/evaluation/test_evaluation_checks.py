@@ -80,7 +80,7 @@ def broken(**change: Callable[[Held], np.ndarray]) -> Callable[[Result, Held], H
         ("noise", broken(attack_start_score=lambda h: h["attack_score"] + 1.0), "worse under noise"),
         ("noise", broken(attack_start_score=lambda h: h["attack_score"].copy()), "no other"),
         ("not zero", broken(attack_zero_gradients=lambda h: np.full(len(h["id"]), 0.38)), "38.0%"),
-        ("converged", broken(attack_half_score=lambda h: np.full(len(h["id"]), -1.0)), "second half"),
+        ("converged", broken(attack_early_score=lambda h: np.full(len(h["id"]), -1.0)), "last quarter"),
         ("8 bits", broken(rounded_correct=lambda h: np.ones(len(h["id"]), bool)), "returns by"),
         ("Ball", broken(attack_norm=lambda h: h["attack_norm"] + 2e-6), "exceeds"),
     ],
