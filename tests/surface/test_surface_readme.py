@@ -6,6 +6,7 @@ tree with the names that the README uses, with sizes made small. `make demo` is 
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import subprocess
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from holdfast import cli, configs, verbs
+from holdfast import cli, configs, records, verbs
+from holdfast.evaluation.store import read
 from holdfast.records import Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,3 +138,41 @@ def test_demo_ends_with_a_page(demo: tuple[Path, str]) -> None:
     assert pages
     assert all(str(page) in printed for page in pages)
     assert "Traceback" not in printed
+
+
+def test_demo_shows_what_it_promises(demo: tuple[Path, str]) -> None:
+    """Both encoders see, the plain one breaks, the hardened one holds out beyond the intervals."""
+    found = read(demo[0] / "bench")
+    assert not found.failed
+
+    def accuracy(name: str, eps: float) -> records.Metric:
+        for result in found.results:
+            attack, judge = result.cell.attack, result.cell.judge.task
+            right = attack is None if not eps else attack is not None and attack.push == "ce" and attack.eps == eps
+            if result.cell.encoder.name == name and judge == "classification" and right and not result.cell.corruption:
+                metric = result.metric("accuracy")
+                assert metric is not None
+                return metric
+        raise AssertionError(f"no cell of {name} at {eps}")
+
+    plain, hardened = accuracy("plain", 0), accuracy("hardened", 0)
+    assert plain.value is not None and hardened.value is not None
+    assert plain.value >= 0.8
+    assert hardened.value >= 0.6
+    weak, strong = accuracy("plain", 4 / 255), accuracy("hardened", 4 / 255)
+    assert weak.value is not None and weak.high is not None and strong.low is not None
+    assert weak.value <= plain.value / 2
+    assert strong.low > weak.high
+
+
+def test_no_section_of_the_demos_page_is_empty(demo: tuple[Path, str]) -> None:
+    page = (demo[0] / "bench" / "report.html").read_text()
+    sections = re.split(r"<h2[^>]*>", page)[1:]
+    titles = [html.unescape(re.sub("<[^>]+>", "", section.partition("</h2>")[0])) for section in sections]
+    assert len(titles) >= 9, titles
+    for title, section in zip(titles, sections, strict=True):
+        assert re.search(r"<(svg|table|img)", section), f"{title} shows nothing"
+        assert not re.search(r"\bnan\b|>None<", section.lower()), title
+    assert page.count("data:image/webp") >= 24, "a gallery of two encoders under two attacks"
+    assert len(page) < 5e6
+    assert not re.search(r"(?:src|href)=[\"']?https?:", page)
