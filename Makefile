@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m holdfast demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,19 +11,25 @@ import msgspec
 import torch
 from torch import nn
 
+from holdfast import disk
 from holdfast.configs import BenchConfig
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError
 from holdfast.evaluation import plan
 from holdfast.evaluation.blocks import Bench
+from holdfast.evaluation.curves import subjects
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.estimate import estimate
+from holdfast.evaluation.rows import called, full
 from holdfast.evaluation.run import Run as Work
 from holdfast.evaluation.run import work
 from holdfast.evaluation.store import Run, Store, read
+from holdfast.evaluation.summary import summary
 from holdfast.progress import Say, spoken
 from holdfast.records import Cell
 from holdfast.subjects import Stock
+from holdfast.training.card import with_robustness
+from holdfast.training.loop import CARD, ENCODER
 
 
 def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
@@ -48,7 +55,24 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
     bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
     work(todo, Work(bench, store, chunk=config.chunk, block=config.block))
-    return read(store.folder)
+    found = read(store.folder)
+    _write_cards(found)
+    return found
+
+
+def _write_cards(found: Run) -> None:
+    """Add the numbers to the model cards of encoders that are run folders."""
+    seen = subjects([found])
+    columns = summary(seen)
+    folders = {called(result.cell): Path(result.cell.encoder.spec) for result in found.results}
+    for at, subject in enumerate(seen):
+        card = folders.get(subject.name, Path()) / CARD
+        if not (card.is_file() and (card.parent / ENCODER).is_file() and os.access(card.parent, os.W_OK)):
+            continue
+        cells = {column.title: (column.cells[at], column.norm) for column in columns if len(column.cells[at].ids)}
+        rows = {title: cell.text or full(cell.metric, norm) for title, (cell, norm) in cells.items()}
+        origin = f"records in `{found.folder}`, {found.config.data}, suite {found.config.suite}"
+        disk.write(card, with_robustness(card.read_text(), rows, origin=origin))
 
 
 def foresee(config: BenchConfig, say: Say) -> list[str]:

@@ -87,7 +87,7 @@ def images(
     size: int = 0,
     resize: int = 0,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-) -> Data:
+) -> Data:  # parameters: one per field of the record
     """The record of which images, from the fields of a verb (as many arguments as the record has fields).
 
     Args:

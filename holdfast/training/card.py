@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.configs import TrainConfig
@@ -69,7 +70,7 @@ An encoder trained with Holdfast without labels. Load it with `holdfast.load("{c
 
 - {_limit(config)}
 - It saw the images above and nothing else; elsewhere its features may be worth little.
-- Nothing here was measured under attack or corruption. `holdfast bench {config.out} --data {config.data}` does that.
+- Training measures no robustness. `holdfast bench {config.out} --data {config.data}` does, and adds its numbers here.
 """
 
 
@@ -112,3 +113,27 @@ def _limit(config: TrainConfig) -> str:
         return "It was not trained against an adversary: expect small perturbations to move its features far."
     ball = f"{config.norm}, {_radius(config.eps)}"
     return f"The adversary knew one ball ({ball}): other norms and larger radii are untrained."
+
+
+ROBUSTNESS = "## Robustness"
+
+
+def with_robustness(card: str, rows: Mapping[str, str], *, origin: str) -> str:
+    """A card with measured numbers in it, in place of those that it held before.
+
+    Args:
+        card: Markdown, as `model_card` makes it or with numbers already.
+        rows: what was measured and what came out, in words.
+        origin: of the numbers.
+
+    Returns:
+        The card with a section before its limits, or at its end where it has none.
+    """
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {found} |" for name, found in rows.items())])
+    section = f"{ROBUSTNESS}\n\nMeasured by `holdfast bench`: {origin}.\n\n{table}\n\n"
+    before, _, old = card.partition(f"{ROBUSTNESS}\n")
+    if old:
+        _, heading, after = old.partition("\n## ")
+        return before + section + (heading.lstrip("\n") + after)
+    head, limits, tail = card.partition("## Limits")
+    return f"{head.rstrip()}\n\n{section}{limits}{tail}"
