@@ -166,7 +166,7 @@ def test_demo_shows_what_it_promises(demo: tuple[Path, str]) -> None:
 
 
 def test_no_section_of_the_demos_page_is_empty(demo: tuple[Path, str]) -> None:
-    page = (demo[0] / "bench" / "report.html").read_text()
+    page = (demo[0] / "report.html").read_text()
     sections = re.split(r"<h2[^>]*>", page)[1:]
     titles = [html.unescape(re.sub("<[^>]+>", "", section.partition("</h2>")[0])) for section in sections]
     assert len(titles) >= 9, titles

@@ -37,3 +37,14 @@ def test_pgd_beside_its_peers(tmp_path: Path) -> None:
     assert accuracy["foolbox"] == pytest.approx(accuracy["bare loop"])
     assert all(seconds > 0 for seconds in radius["median CPU seconds per batch"].values())
     assert json.loads((tmp_path / "found.json").read_text()) == found
+
+
+def test_a_recipe_is_timed_step_by_step(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    step = {"data": "scenes", "limit": 48, "model": "scenes_resnet8", "epochs": 1, "batch": 16, "out": "{out}/a"}
+    recipe.write_text(json.dumps({"about": "small", "steps": [{"verb": "train", "config": step}]}))
+    found = program("demo").main(["--recipe", str(recipe)])
+    assert found["exit code"] == 0
+    assert [step["verb"] for step in found["steps"]] == ["train"]
+    assert found["wall seconds"] >= found["steps"][0]["seconds"] > 0
+    assert found["peak MB"] > 10
