@@ -11,7 +11,7 @@ from torch import nn
 
 from holdfast.configs import BenchConfig
 from holdfast.data.batches import Source, require_labels
-from holdfast.data.sources import images, open_source
+from holdfast.data.sources import images, open_source, splits
 from holdfast.errors import ConfigError, DataError
 from holdfast.evaluation.plan import Job, Subject
 from holdfast.models.checkpoint import load, series
@@ -154,13 +154,10 @@ class Stock:
 
     def _fit(self, geometry: Geometry, shown: Data) -> Data | None:
         """The images to fit on; None where the data has no split but the one that is measured."""
-        try:
-            fit = self._open(geometry, "", self.config.fit_split, self.config.fit_limit)
-        except DataError:
-            if self.config.fit_split != "train":
-                raise
+        there, wanted = splits(self.config.data), self.config.fit_split
+        if wanted == shown.split or (wanted == "train" and wanted not in there):
             return None
-        return None if fit.split == shown.split else fit
+        return self._open(geometry, wanted, wanted, self.config.fit_limit)
 
     def _owns_head(self, encoder: Encoder, shown: Data) -> bool:
         wanted, source = self.config.head, self.source(shown)

@@ -154,8 +154,29 @@ def open_source(data: Data) -> Source:
     return listings.stored(data, _READERS[data.source](_folder(data.root, data.source)))
 
 
+def splits(text: str) -> tuple[str, ...]:
+    """The splits that a source has.
+
+    Args:
+        text: as `parse`.
+
+    Raises:
+        DataError: as `parse`.
+    """
+    kind, root = parse(text)
+    return _splits(kind, root)
+
+
+def _splits(kind: str, root: str) -> tuple[str, ...]:
+    if kind == "scenes":
+        from holdfast.data.scenes import SPLITS
+
+        return SPLITS
+    return tuple(_READERS[kind](Path(root)))
+
+
 def _own_split(kind: str, root: str, wanted: str) -> str:
-    there = [wanted] if kind == "scenes" else list(_READERS[kind](Path(root)))
+    there = _splits(kind, root)
     if wanted in there:
         return wanted
     if "all" in there:
