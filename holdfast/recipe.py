@@ -42,11 +42,13 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     Attributes:
         about: what it does, in one line.
+        cost: how long it took, where and when.
         steps: in order.
         next: what to do after it.
     """
 
     about: str
+    cost: str = ""
     steps: tuple[Step, ...]
     next: str = ""
 
@@ -103,6 +105,8 @@ def play(config: RunConfig, say: Say, do: Play) -> Path:
         say(f"step {number} of {len(steps)}  {verb} {getattr(step, 'out', '')}".rstrip())
         if not config.dry_run:
             do(verb, step, say)
+    if recipe.cost and config.dry_run:
+        say(f"cost    {recipe.cost}")
     if recipe.next and not config.dry_run:
         say(f"next    {recipe.next}")
     return out

@@ -4,8 +4,8 @@ A scene is a textured object of one of eight shapes before a blotched, tilted ba
 behind it and a bar or blob before it, under light from one side. It is a pure function of (seed, split, index, side):
 its layout is drawn first and in units of the image's side, so that the same scene looks the same at 32 and at 224
 pixels; only the camera's noise, drawn last, is per pixel. A class has one shape and one texture; position, scale, lean,
-both colours, their contrast's sign and the light say nothing about it, so that a linear probe on pixels stays near
-chance.
+both colours, their contrast's sign and the light say nothing about it. A linear probe on raw pixels at 32 px finds 25
+to 31 % of the classes (2,000 to 4,000 scenes to fit on, 1,000 to test; chance is 12.5 %).
 """
 
 from __future__ import annotations

@@ -51,10 +51,8 @@ SUITES: dict[str, Suite] = {
             name="quick",
             limit=500,
             attack_limit=200,
-            attacks=_grid(
-                _LINF, (Attack(push="ce", steps=10), Attack(through="embedding", push="mse", steps=10))
-            ),
-            about="500 images, 200 of them attacked with PGD-10 on six Linf radii: a first look",
+            attacks=_grid(_LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20))),
+            about="500 images, 200 of them attacked with PGD-20 and EmbedAttack on six Linf radii: a first look",
         ),
         Suite(
             name="standard",
