@@ -87,7 +87,7 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
     attacks = {cell.attack.digest() for cell in cells if cell.attack is not None}
     bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
     done = 0
-    if config.out and (Path(config.out) / "run.yaml").exists():
+    if config.out and (Path(config.out) / "run.yaml").exists() and not config.replace:
         store = Store(config.out)
         store.open(settled, cells=cells)
         todo = [job for job in todo if not all(store.has(cell) for cell in job.cells)]

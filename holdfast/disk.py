@@ -68,14 +68,15 @@ def lease(path: Path, *, stale_s: float = 1800.0) -> Iterator[bool]:
     try:
         yield mine
     finally:
-        if mine:
+        if mine and _ours(path):
             path.unlink(missing_ok=True)
 
 
 def renew(path: Path) -> None:
-    """Say that the holder of a lease is alive."""
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(path)
+    """Say that the holder of a lease is alive; a lease that somebody else has taken over is left alone."""
+    if _ours(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
 
 
 def sweep(folder: Path, *, older_s: float = 3600.0) -> int:
@@ -103,8 +104,19 @@ def _umask() -> int:
     return current
 
 
+def _owner() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _ours(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text()) == _owner())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
 def _claim(path: Path) -> bool:
-    owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    owner = json.dumps(_owner())
     try:
         with path.open("x") as file:
             file.write(owner)

@@ -198,7 +198,9 @@ class Stock:
 
     def _path(self, fit: Data, model: Model, level: str) -> Path:
         read = Judge(task="embedding", head="bank", level=level, fit=fit)
-        return self.heads / f"{model.digest_of_weights[:16]}-{read.digest()[:16]}.safetensors"
+        # Weights alone do not say how they are read: the whole record does, but for the name on the page.
+        record = msgspec.structs.replace(model, name="")
+        return self.heads / f"{record.digest()[:16]}-{read.digest()[:16]}.safetensors"
 
 
 def _is_series(path: Path) -> bool:

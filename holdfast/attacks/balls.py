@@ -78,9 +78,13 @@ class L2:
         return scaled / _wide(length.where(length > 0, 1), scaled)
 
     def project(self, x: Tensor, adversarial: Tensor, eps: Tensor) -> Tensor:
-        """Shrunk to the ball, then clamped to the box: inside both, though not the nearest such point."""
+        """Shrunk to the ball, then clamped to the box: inside both, though not the nearest such point.
+
+        The length is summed in float64: over a photograph's values float32 is off by more than it may leave the ball.
+        """
         delta = adversarial - x
-        shrink = (eps.to(x) / self.norm(delta).clamp_min(1e-30)).clamp_max(1)
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
+        shrink = (eps.to(x) * (1 - 1e-7) / length.clamp_min(1e-30)).clamp_max(1).to(x)
         return (x + delta * _wide(shrink, x)).clamp(0, 1)
 
     def norm(self, delta: Tensor) -> Tensor:

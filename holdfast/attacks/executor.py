@@ -158,7 +158,8 @@ class _Best:
 def _chunk(attack: Attack, harm: Harm, x: Tensor, rows: Rows, stages: Sequence[Stage], loop: _Loop) -> Found:
     clean = judged(harm, x, rows)
     best = _Best(x, clean, rests=loop.rests)
-    start, early, zero = torch.full_like(clean, -torch.inf), clean.clone(), torch.zeros_like(clean)
+    start, early = torch.full_like(clean, -torch.inf), clean.clone()
+    zero, looked = torch.zeros_like(clean), torch.zeros_like(clean)
     for stage in stages:
         state = attack.start(harm, x, rows, stage)
         for step in range(attack.steps):
@@ -170,14 +171,14 @@ def _chunk(attack: Attack, harm: Harm, x: Tensor, rows: Rows, stages: Sequence[S
                 loop.watch(_seen(loop.at, stage, step, state))
             if step == 0:
                 start = torch.where(active, torch.maximum(start, state["score"]), start)
-            zero = zero + (active & state["flat"]) / (attack.steps * len(stages))
+            zero, looked = zero + (active & state["flat"]), looked + active
             best.take(state["seen"], state["score"])
             if 4 * (step + 1) <= 3 * attack.steps:
-                early = best.score.clone()
+                early = torch.where(active, best.score, early)
         else:
             state = attack.finish(harm, x, rows, state)
             best.take(state["seen"], state["score"])
-    start = start.where(torch.isfinite(start), clean)
+    start, zero = start.where(torch.isfinite(start), clean), zero / looked.clamp_min(1)
     k = len(loop.at)
     trace = {"clean_score": clean, "start_score": start, "early_score": early, "zero_gradients": zero}
     return Found(loop.at, best.pixels[:k], best.score[:k], {name: part[:k] for name, part in trace.items()})

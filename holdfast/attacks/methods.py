@@ -38,8 +38,22 @@ def build(record: records.Attack) -> tuple[Attack, tuple[Stage, ...]]:
         record: method, norm, eps, alpha (0 = see `step_size`), steps, restarts, start, seed.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: no such method or norm, a radius or a count that cannot be, or a start without a gradient.
     """
     if record.method not in METHODS:
         raise ConfigError(f'no attack is called "{record.method}".', next=nearest(record.method, METHODS))
+    if not record.eps > 0 or record.steps < 1 or record.restarts < 1 or record.alpha < 0:
+        raise ConfigError(
+            f"an attack with eps {record.eps:g}, alpha {record.alpha:g}, {record.steps} steps, "
+            f"{record.restarts} restarts.",
+            next="eps must be above 0 (pixels span [0, 1]; write 8/255), steps and restarts at least 1.",
+        )
+    if record.norm == "linf" and record.eps > 1:
+        raise ConfigError(
+            f"eps {record.eps:g} is more than the whole range of a pixel.", next=f"Write {record.eps:g}/255."
+        )
+    if record.start == "zero" and record.through == "embedding":
+        raise ConfigError(
+            "An embedding attack from the clean image: its gradient is exactly zero there.", next='Use start "random".'
+        )
     return METHODS[record.method](record), tuple(Stage(restart=i) for i in range(record.restarts))

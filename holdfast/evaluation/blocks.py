@@ -219,7 +219,7 @@ def attacked(job: Job, attack: Attack, clean: Tensor, start: Tensor, rows: Rows,
         )
     norm = ball(attack.norm).norm(found.pixels.double() - start.double())
     furthest, low, high = float(norm.max()), float(found.pixels.min()), float(found.pixels.max())
-    if not (furthest <= attack.eps + TOLERANCE and low >= 0 and high <= 1):
+    if not (furthest <= attack.eps + TOLERANCE * max(1.0, attack.eps) and low >= 0 and high <= 1):
         raise TrustError(
             f"An image left its ball: norm {furthest:.9g} for eps {attack.eps:.9g}, pixels in [{low:g}, {high:g}].",
             next="Please report it with the cell's config.",

@@ -94,8 +94,15 @@ def _white_box(subject: Subject) -> list[_Attacked]:
     for result in subject.results:
         attack = result.cell.attack
         if attack is not None and attack.through == result.cell.judge.task and result.cell.corruption is None:
-            found.append(_Attacked(result, attack, subject.run.outcomes(result.id)))
+            cell = _Attacked(result, attack, subject.run.outcomes(result.id))
+            found += [cell] if _pursued(cell) else []
     return found
+
+
+def _pursued(cell: _Attacked) -> bool:
+    """Whether there was an image to attack: one that is lost when clean is left alone."""
+    clean = cell.held.get("attack_clean_score")
+    return clean is None or cell.attack.through != "classification" or bool((clean <= 0).any())
 
 
 def _clean(subject: Subject) -> Verdict:
@@ -119,9 +126,10 @@ def _count(subject: Subject, result: Result) -> int:
 
 
 def _noise(cells: Sequence[_Attacked]) -> Verdict:
-    measured = [c for c in cells if {"attack_score", "attack_start_score"} <= set(c.held)]
+    drawn = [c for c in cells if c.attack.start == "random"]
+    measured = [c for c in drawn if {"attack_score", "attack_start_score"} <= set(c.held)]
     if not measured:
-        return Verdict("not measured", "no attack recorded the score of its random start")
+        return Verdict("not measured", "no attack recorded the score of a random start")
     weaker = [c for c in measured if (c.held["attack_score"] < c.held["attack_start_score"] - TOLERANCE).any()]
     if weaker:
         return Verdict("failed", f"for {weaker[0].words} some images do worse under noise than under the attack")
@@ -190,8 +198,9 @@ def _monotone(subject: Subject) -> Verdict:
                     rises.append((better, f"{name}, {outcome.title} from {radii}"))
     if not pairs:
         return Verdict("not measured", "no attack was run at two radii")
-    worst, words = max(rises, key=lambda rise: rise[0].low)
-    if worst.low > 0 and worst.value > RISE:
+    clear = [rise for rise in rises if rise[0].low > 0 and rise[0].value > RISE]
+    if clear:
+        worst, words = max(clear, key=lambda rise: rise[0].value)
         return Verdict("failed", f"{words}: better by {_interval(worst)}")
     return Verdict("passed", f"none of {pairs} steps to a larger radius helps (each attack alone, paired intervals)")
 
@@ -310,7 +319,7 @@ def _ball(cells: Sequence[_Attacked]) -> Verdict:
         ((float((c.held["attack_norm"] - c.attack.eps).max()), c) for c in measured), key=lambda e: e[0]
     )
     n = sum(len(c.held["id"]) for c in measured)
-    if excess > TOLERANCE:
+    if excess > TOLERANCE * max(1.0, worst.attack.eps):
         return Verdict("failed", f"a perturbation of {worst.words} exceeds its radius by {excess:.2g}")
     return Verdict(
         "passed", f"{n} perturbations lie within radius + 1e-6; pixels outside [0, 1] are refused before recording"

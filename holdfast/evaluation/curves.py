@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from holdfast.evaluation import statistics
 from holdfast.evaluation.published import FAMILIES, family
+from holdfast.evaluation.rows import radius
 from holdfast.evaluation.statistics import CorruptionErrors, match, running_worst
 from holdfast.evaluation.store import Run
 from holdfast.records import Attack, Data, Metric, Model, Result
@@ -157,8 +158,12 @@ def subjects(runs: Sequence[Run]) -> list[Subject]:
 def attack_name(attack: Attack) -> str:
     """An attack without its radius, in words."""
     harm = {"ce": "cross-entropy", "mse": "embedding MSE", "l2": "embedding L2", "cosine": "embedding cosine"}
-    restarts = f", {attack.restarts} restarts" if attack.restarts > 1 else ""
-    return f"{attack.method.upper()}-{attack.steps} on {harm.get(attack.push, attack.push)}{restarts}"
+    told = [f"{attack.method.upper()}-{attack.steps} on {harm.get(attack.push, attack.push)}"]
+    told += [f"{attack.restarts} restarts"] if attack.restarts > 1 else []
+    told += [f"alpha {radius(attack.alpha, attack.norm)}"] if attack.alpha else []
+    told += ["from the clean image"] if attack.start == "zero" else []
+    told += [f"seed {attack.seed}"] if attack.seed else []
+    return ", ".join(told)
 
 
 def families(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -170,8 +175,10 @@ def families(results: Sequence[Result]) -> dict[str, list[Result]]:
             grouped.setdefault(msgspec.structs.replace(attack, eps=0.0), []).append(result)
     named: dict[str, list[Result]] = {}
     for attack, members in grouped.items():
-        name = attack_name(attack)
-        named[f"{name}, seed {attack.seed}" if name in named else name] = sorted(members, key=_eps)
+        name, count = attack_name(attack), 2
+        while name in named:
+            name, count = f"{attack_name(attack)} ({count})", count + 1
+        named[name] = sorted(members, key=_eps)
     return named
 
 

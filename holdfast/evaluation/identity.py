@@ -42,6 +42,9 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, str, str]]:
     """What differs between two runs in what they measure: (field, old, new) in words."""
     before, after = _view(old.config), _view(new.config)
     changes = [(name, before[name], after[name]) for name in before if before[name] != after[name]]
+    if not changes and old.config.attacks != new.config.attacks:
+        # Words are rounded and tell templates and radii apart; what decides is the attacks themselves.
+        changes = [("attacks", _exact(old.config.attacks), _exact(new.config.attacks))]
     if changes or not (old.models and new.models):
         return changes
     for name in {*old.models, *new.models}:
@@ -79,6 +82,10 @@ def _view(config: BenchConfig) -> dict[str, str]:
     words["attacks"] = " | ".join(_attack(a) for a in templates) or "none"
     words["pairs of attack and eps"] = str(len(attacks))
     return words
+
+
+def _exact(attacks: tuple[Attack, ...]) -> str:
+    return " | ".join(f"{_attack(a)} eps={a.eps!r}" for a in attacks) or "none"
 
 
 def _attack(attack: Attack) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
@@ -115,8 +117,8 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the job's unfinished blocks: the same for the same cells."""
-        return "-".join(cell.id for cell in self.cells[:1]) + f"-{len(self.cells)}"
+        """Names the job's lease and unfinished blocks: the same for the same cells alone."""
+        return hashlib.sha256(" ".join(cell.id for cell in self.cells).encode()).hexdigest()[:16]
 
 
 def suite(name: str) -> Suite:
@@ -136,12 +138,16 @@ def settled(config: BenchConfig) -> BenchConfig:
     corruptions = chosen.corruptions or corruption_names()
     if config.corruptions is not None:
         corruptions = _corruptions(config.corruptions)
+    severities = chosen.severities if config.severities is None else config.severities
+    if not all(1 <= severity <= 5 for severity in severities):
+        raise ConfigError(f"severities {severities}.", next="Severities are 1 to 5.")
     return msgspec.structs.replace(
         config,
         limit=config.limit or chosen.limit,
         attack_limit=chosen.attack_limit if config.attack_limit is None else config.attack_limit,
-        corruptions=corruptions,
-        severities=chosen.severities if config.severities is None else config.severities,
+        tasks=tuple(dict.fromkeys(config.tasks)),
+        corruptions=tuple(dict.fromkeys(corruptions)),
+        severities=tuple(dict.fromkeys(severities)),
         attacks=_attacks(config, config.attacks or chosen.attacks),
         eps=None,
         steps=None,
@@ -236,6 +242,12 @@ def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, 
         raise ConfigError(
             f"Radii of another norm cannot be taken for {config.norm}.", next=f"Add --norm {config.norm} --eps ..."
         )
+    stray = [attack for attack in config.attacks if attack.through not in config.tasks]
+    if stray:
+        raise ConfigError(
+            f"An attack through {stray[0].through} was asked for, and that task was not.",
+            next=f"Add it: --tasks {' '.join([*config.tasks, stray[0].through])}.",
+        )
     changed = [
         msgspec.structs.replace(
             attack,
@@ -250,22 +262,5 @@ def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, 
         templates = list(dict.fromkeys(msgspec.structs.replace(attack, eps=1.0) for attack in changed))
         changed = list(_grid(config.eps, templates))
     for attack in changed:
-        _check(attack)
-    return tuple(changed)
-
-
-def _check(attack: Attack) -> None:
-    if not attack.eps > 0 or attack.steps < 1 or attack.restarts < 1 or attack.alpha < 0:
-        raise ConfigError(
-            f"an attack with eps {attack.eps:g}, alpha {attack.alpha:g}, {attack.steps} steps, "
-            f"{attack.restarts} restarts.",
-            next="eps must be above 0 (pixels span [0, 1]; write 8/255), steps and restarts at least 1.",
-        )
-    if attack.norm == "linf" and attack.eps > 1:
-        raise ConfigError(
-            f"eps {attack.eps:g} is more than the whole range of a pixel.", next=f"Write {attack.eps:g}/255."
-        )
-    if attack.start == "zero" and attack.through == "embedding":
-        raise ConfigError(
-            "An embedding attack from the clean image: its gradient is exactly zero there.", next='Use start "random".'
-        )
+        build(attack)
+    return tuple(dict.fromkeys(changed))

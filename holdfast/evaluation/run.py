@@ -6,8 +6,11 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +30,8 @@ from holdfast.progress import Bar
 from holdfast.records import Cell, Cost, Metric, Result
 from holdfast.signals import Stopping
 from holdfast.tasks.task import Task
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -71,13 +76,22 @@ def work(todo: Sequence[Job], run: Run) -> None:
     disk.sweep(run.store.folder)
     passes = [_passes(job, len(run.bench.source(job.data))) for job in todo]
     with Bar("bench", sum(passes)) as bar, Stopping(bar.say, ends="this batch") as stopping:
-        run.bench.check = lambda: stopping.check(f"{run.done} of {run.cells} cells done")
+        held: list[Path] = []
+
+        def check() -> None:
+            stopping.check(f"{run.done} of {run.cells} cells done")
+            for lease in held:
+                disk.renew(lease)
+
+        run.bench.check = check
         for job, work_left in zip(todo, passes, strict=True):
             if all(run.store.has(cell) for cell in job.cells):
                 bar.skip(work_left)
                 continue
-            with disk.lease(run.store.folder / "leases" / job.key) as mine:
-                if mine:
+            held[:] = [run.store.folder / "leases" / job.key]
+            with disk.lease(held[0]) as mine:
+                # Another process may have finished it between the first look and the lease.
+                if mine and not all(run.store.has(cell) for cell in job.cells):
                     _attempt(job, run, bar)
             bar.advance(work_left, note=f"{run.done} of {run.cells} cells, {condition(job.cells[0])}")
     if run.failed:
@@ -117,38 +131,44 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
         if at not in known:
             known[at] = _block(job, indices, run, bar)
             run.store.put_block(name, at, known[at])
-            disk.renew(run.store.folder / "leases" / job.key)
-    cost = _cost(known.values(), len(job.cells))
+    cost, chunk = _cost(known.values(), len(job.cells)), min(int(part["chunk"]) for part in known.values())
     for cell in job.cells:
         prefix = f"{cell.id}/"
         parts = [known[at] for at in sorted(known)]
         whole = joined([{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in parts])
         if cell.attack is not None and cell.judge.task == cell.attack.through:
-            run.store.put_gallery(cell.id, pictures(job, cell, whole, run.chunk, run.bench))
-        run.store.put(_result(cell, whole, cost, run), whole)
+            show = partial(pictures, job, cell, whole, bench=run.bench)
+            run.store.put_gallery(cell.id, _fitting(show, run, bar))
+        run.store.put(_result(cell, whole, cost, chunk, run), whole)
     run.store.drop_blocks(name)
 
 
 def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
-    """One block: outcomes as `cell/outcome`, and what it cost. The chunk is halved when memory is short."""
+    """One block: outcomes as `cell/outcome`, what it cost, and the chunk that it was made with."""
     bench, began = run.bench, time.monotonic()
     before = bench.forwards, bench.backwards
+    found = _fitting(lambda chunk: outcomes(job, indices, chunk, bench), run, bar)
+    flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
+    seconds = time.monotonic() - began
+    cost = np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])
+    return {**flat, "cost": cost, "chunk": np.array(run.chunk)}
+
+
+def _fitting(work: Callable[[int], T], run: Run, bar: Bar) -> T:
+    """Do something with chunks of images, halved for the rest of the run whenever memory is short."""
     while True:
         try:
-            found = outcomes(job, indices, run.chunk, bench)
-            break
+            return work(run.chunk)
         except torch.OutOfMemoryError:
             if run.chunk // 2 < SMALLEST:
                 raise MemoryShortage(
-                    f"{SMALLEST} images do not fit into the memory of {bench.device}.", next="Try a smaller --size."
+                    f"{run.chunk} images do not fit into the memory of {run.bench.device}.",
+                    next="Try a smaller --size, or a smaller encoder.",
                 ) from None
             run.chunk //= 2
             torch.cuda.empty_cache()
             run.warnings = (*run.warnings, f"memory was short: chunks of {run.chunk} images from here on")
             bar.say(run.warnings[-1])
-    flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
-    seconds = time.monotonic() - began
-    return {**flat, "cost": np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])}
 
 
 def _cost(blocks: Iterable[Outcomes], cells: int) -> Cost:
@@ -164,7 +184,7 @@ def _peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
-def _result(cell: Cell, whole: Outcomes, cost: Cost, run: Run) -> Result:
+def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Result:
     task, source = run.bench.task(cell), run.bench.source(cell.data)
     remarks: tuple[str, ...] = ()
     if cell.corruption is not None:
@@ -177,7 +197,7 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, run: Run) -> Result:
         metrics=metrics(task, whole),
         cost=cost,
         environment=environment(run.bench.device),
-        chunk=run.chunk,
+        chunk=chunk,
         asked=cell.data.limit or len(source),
         warnings=(*run.warnings, *remarks),
     )

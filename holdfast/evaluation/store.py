@@ -32,8 +32,9 @@ from holdfast.records import Cell, Environment, Result, build, pretty, read_json
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 
-OURS = ("run.yaml", "cells", "images", "gallery", "blocks", "leases", "report.html", "results.csv", "table.tex")
-SHARED = ("heads", "log.txt")
+OURS: tuple[str, ...] = ("run.yaml", "cells", "images", "gallery", "blocks", "leases", "heads")
+OURS += ("report.html", "results.csv", "table.tex")
+SHARED = ("heads", "leases", "log.txt")
 
 
 class Store:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from holdfast import disk, draws
+from holdfast.attacks.executor import SMALLEST
 from holdfast.data.batches import Source, batches
 from holdfast.errors import TrustError
 from holdfast.models.encoder import Encoder, frozen
@@ -31,12 +32,12 @@ def extract(encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extr
         encoder: gives the vectors; left as it was.
         source: the images.
         level: as `Encoder.vector` takes it.
-        chunk: images per pass; the last one is padded, so that all run the same kernels.
+        chunk: images per pass, at least 8; the last one is padded, so that all run the same kernels.
 
     Raises:
         TrustError: a parameter or buffer changed on the way.
     """
-    device, digest = encoder.mean.device, encoder.digest()
+    device, digest, chunk = encoder.mean.device, encoder.digest(), max(chunk, SMALLEST)
     vectors: list[Tensor] = []
     with frozen(encoder, norm="eval"), torch.no_grad(), Bar(f"features of {encoder.name}", len(source)) as bar:
         for batch in batches(source, size=chunk):

@@ -5,13 +5,12 @@ Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICL
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.attacks.balls import Ball
 from holdfast.data.batches import Rows
@@ -19,21 +18,6 @@ from holdfast.models.encoder import frozen
 from holdfast.training.methods.method import Method, Views
 
 BatchNorm = Literal["eval", "batch"]
-
-
-@contextlib.contextmanager
-def still(module: nn.Module, norm: BatchNorm) -> Iterator[None]:
-    """A module that is looked at and not changed, with a choice for its BatchNorm layers.
-
-    Args:
-        module: parameters, modes, gradients and buffers, running statistics among them, are restored on leaving.
-        norm: statistics of BatchNorm: `batch` = of the batch, `eval` = running.
-    """
-    with frozen(module):
-        if norm == "batch":
-            for part in module.modules():
-                part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        yield
 
 
 class Adversary(Protocol):
@@ -129,7 +113,7 @@ class PGD(Stateless):
         keys = truth["key"]
         radius = torch.full((len(keys),), self.eps, device=next(iter(clean.values())).device)
         moved = {name: self.ball.start(x, radius, keys, "adversary", name) for name, x in clean.items()}
-        with still(method, self.norm), torch.enable_grad():
+        with frozen(method, norm=self.norm), torch.enable_grad():
             for step in range(self.steps):
                 seen = {name: x.requires_grad_() for name, x in moved.items()}
                 harm = method.harm(seen, truth, torch.full_like(radius, step / self.steps)).sum()

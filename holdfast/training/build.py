@@ -54,6 +54,10 @@ def check(config: TrainConfig) -> None:
     for name, value in {**positive, **attacked}.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}.", next=f"--{name} must be positive.")
+    if attacked and config.norm == "linf" and config.eps > 1:
+        raise ConfigError(
+            f"eps {config.eps:g} is more than the whole range of a pixel.", next=f"Write {config.eps:g}/255."
+        )
     for name in ("warmup", "weight_decay", "alpha", "knn_every", "save_every"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name.replace('_', '-')} starts at 0.")

@@ -16,7 +16,7 @@ from holdfast.errors import CheckpointError, ConflictError
 from holdfast.records import Record, to_yaml
 
 CONFIG, STATE, METRICS = "run.yaml", "state.pt", "metrics.jsonl"
-_FREE = ("out", "device", "threads", "replace")
+_FREE = ("out", "device", "threads", "replace", "save_every")
 
 
 def refuse_other(out: Path, config: Record, *, replace: bool) -> None:
@@ -24,7 +24,7 @@ def refuse_other(out: Path, config: Record, *, replace: bool) -> None:
 
     Args:
         out: the folder, which may be missing.
-        config: `out`, `device`, `threads` and `replace` may differ from one start to the next.
+        config: `out`, `device`, `threads`, `save_every` and `replace` may differ from one start to the next.
         replace: whether another run may be replaced.
 
     Raises:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from holdfast.data.batches import Rows
-from holdfast.training.adversary import Adversary, still
+from holdfast.models.encoder import frozen
+from holdfast.training.adversary import Adversary
 from holdfast.training.methods.method import Method
 
 
@@ -46,7 +47,7 @@ def train_step(trainee: Trainee, x: Tensor, rows: Rows) -> Tensor:
     method, adversary = trainee.method, trainee.adversary
     with torch.no_grad():
         views = method.views(x, rows)
-        with still(method, adversary.norm):
+        with frozen(method, norm=adversary.norm):
             truth = method.truth(views, rows)
     loss = x.new_zeros(())
     for _ in range(adversary.replays):

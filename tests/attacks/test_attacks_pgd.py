@@ -214,3 +214,18 @@ def test_bad_input_is_refused() -> None:
         list(pursue(PGD(Linf(), 1, 1), broken, x, rows(2, 0.1), slots=8, stop="never"))
     with pytest.raises(ConfigError, match='"pgd"'):
         methods.build(records.Attack(method="pdg"))
+
+
+@pytest.mark.parametrize("eps", [3.0, 10.0])
+def test_l2_stays_in_its_ball_on_photographs(eps: float) -> None:
+    """150,528 values: a length summed in float32 is off by more than the verifier allows."""
+    x = torch.rand(2, 3, 224, 224, generator=draws.generator("photo"))
+    moved = L2().project(x, x + torch.randn(x.shape, generator=draws.generator("far")) * 3, torch.full((2,), eps))
+    length = (moved.double() - x.double()).flatten(1).norm(dim=1)
+    assert float(length.max()) <= eps + 1e-6 * eps
+
+
+@pytest.mark.parametrize("eps", [0.0, -0.01, 8.0])
+def test_a_radius_that_is_none_is_refused(eps: float) -> None:
+    with pytest.raises(ConfigError, match="eps"):
+        methods.build(records.Attack(eps=eps))

@@ -83,13 +83,19 @@ def test_every_attack_keeps_its_promises(
     for (name, one), (_, two) in zip(before, snapshot(encoder), strict=True):
         assert one[:3] == two[:3] and torch.equal(one[3], two[3]), f"{name} changed"
         assert (one[4] is None) == (two[4] is None), f"{name} has another gradient"
+        assert one[4] is None or torch.equal(one[4], two[4]), f"a gradient leaked into {name}"
+
+
+def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    return None if gradient is None else gradient.clone()
 
 
 def snapshot(encoder: Encoder) -> list[tuple[str, tuple]]:
     """Modes, flags, values and gradients of everything in a module."""
     modes = [(name, (part.training, 0, 0, torch.zeros(()), None)) for name, part in encoder.named_modules()]
     weights = [
-        (name, (p.requires_grad, p.dtype, id(p), p.detach().clone(), p.grad)) for name, p in encoder.named_parameters()
+        (name, (p.requires_grad, p.dtype, id(p), p.detach().clone(), _copy(p.grad)))
+        for name, p in encoder.named_parameters()
     ]
     buffers = [(name, (False, b.dtype, 0, b.clone(), None)) for name, b in encoder.named_buffers()]
     return modes + weights + buffers

@@ -13,8 +13,8 @@ from holdfast.configs import TrainConfig
 from holdfast.data.batches import batches
 from holdfast.data.sources import images, open_source
 from holdfast.models.checkpoint import load
+from holdfast.models.encoder import frozen
 from holdfast.training import build
-from holdfast.training.adversary import still
 from holdfast.training.step import Trainee, train_step
 
 SIDE, COUNT = 16, 48
@@ -68,7 +68,7 @@ def test_the_loss_falls_and_the_features_do_not_collapse(name, adversary, scenes
     trainee = _trainee(name, adversary)
     losses = _steps(trainee, scenes, range(40))
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1, losses
-    with still(trainee.method, "batch"), torch.no_grad():
+    with frozen(trainee.method, "batch"), torch.no_grad():
         z = nn.functional.normalize(trainee.method.encoder(scenes.pixels).pooled)
     assert _effective_rank(z) > 2.5
     assert float(z.std(0).mean()) > 0.02
@@ -111,7 +111,7 @@ def test_no_gradient_of_the_attack_reaches_the_weights(name, scenes):
     train_step(trainee, scenes.pixels, rows)
     with torch.no_grad():
         views = twin.views(scenes.pixels, rows)
-        with still(twin, "batch"):
+        with frozen(twin, "batch"):
             truth = twin.truth(views, rows)
     adversarial = trainee.adversary.propose(twin, views, truth)
     torch.autograd.backward(twin(views, adversarial, truth))

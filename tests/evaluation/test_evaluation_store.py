@@ -111,13 +111,13 @@ def test_every_differing_field_is_named(tmp_path: Path) -> None:
         store.open(msgspec.structs.replace(CONFIG, limit=9, seed=3))
 
 
-def test_replace_starts_anew_and_keeps_what_is_shared(tmp_path: Path) -> None:
+def test_replace_starts_anew_with_nothing_kept(tmp_path: Path) -> None:
     store = kept(tmp_path / "b")
     disk.write(tmp_path / "b" / "heads" / "h.safetensors", b"head")
     store.open(msgspec.structs.replace(CONFIG, limit=9), replace=True)
     assert not store.has(CELL)
     assert read(tmp_path / "b").results == []
-    assert (tmp_path / "b" / "heads" / "h.safetensors").exists()
+    assert not (tmp_path / "b" / "heads").exists(), "features of the images as they were before"
 
 
 def test_replace_with_the_same_config_continues(tmp_path: Path) -> None:

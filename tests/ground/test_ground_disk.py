@@ -82,12 +82,23 @@ def test_another_hosts_lease_is_taken_over_when_it_is_stale(tmp_path: Path) -> N
     with disk.lease(path, stale_s=60) as mine:
         assert not mine
     os.utime(path, (time.time() - 120,) * 2)
-    disk.renew(path)
-    with disk.lease(path, stale_s=60) as mine:
-        assert not mine
-    os.utime(path, (time.time() - 120,) * 2)
     with disk.lease(path, stale_s=60) as mine:
         assert mine
+        os.utime(path, (time.time() - 120,) * 2)
+        disk.renew(path)
+        assert time.time() - path.stat().st_mtime < 60
+    assert not path.exists()
+
+
+def test_a_lease_that_was_taken_over_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    with disk.lease(path) as mine:
+        assert mine
+        path.write_text('{"host": "elsewhere", "pid": 1}')
+        os.utime(path, (time.time() - 120,) * 2)
+        disk.renew(path)
+        assert time.time() - path.stat().st_mtime > 60, "somebody else's lease is not ours to renew"
+    assert path.exists()
 
 
 def test_checksum_of_a_known_string(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 from holdfast.attacks.balls import L2, Linf
 from holdfast.draws import keys
 from holdfast.models.checkpoint import load
-from holdfast.training.adversary import PGD, NoAdversary, still
+from holdfast.models.encoder import frozen
+from holdfast.training.adversary import PGD, NoAdversary
 from holdfast.training.methods.method import Method
 from holdfast.training.methods.simclr import SimCLR
 from holdfast.training.step import Trainee, train_step
@@ -55,7 +56,7 @@ def _batch(n=6, side=8, seed=0):
 
 def _proposed(method, adversary, x, rows):
     views = method.views(x, rows)
-    with still(method, adversary.norm):
+    with frozen(method, adversary.norm):
         truth = method.truth(views, rows)
     return views, truth, adversary.propose(method, views, truth)
 
@@ -90,7 +91,7 @@ def test_simclr_is_harmed_inside_ball_and_box(ball, norm):
     assert float(ball.norm(delta).max()) <= eps * (1 + 1e-5)
     assert float(found["second"].min()) >= 0 and float(found["second"].max()) <= 1
     assert not found["second"].requires_grad
-    with still(method, norm), torch.no_grad():
+    with frozen(method, norm), torch.no_grad():
         harms = [float(method.harm(views_, truth, torch.zeros(6))) for views_ in (views_of(views), start, found)]
     assert harms[2] > harms[0] and harms[2] > harms[1]
 
@@ -119,7 +120,7 @@ def test_batchnorm_follows_the_policy_that_was_asked_for():
     method, (x, _) = _method(), _batch()
     with torch.no_grad():
         for norm in ("batch", "eval"):
-            with still(method, norm):
+            with frozen(method, norm):
                 alone, company = method.project(x[:2]), method.project(x)[:2]
             assert torch.allclose(alone, company, atol=1e-5) == (norm == "eval")
 
