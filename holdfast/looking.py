@@ -19,9 +19,10 @@ from holdfast.attacks.methods import build
 from holdfast.configs import AttackConfig
 from holdfast.data.batches import Pixels8, to_pixels
 from holdfast.data.decode import decode, fit
-from holdfast.data.sources import images, open_source
+from holdfast.data.sources import images_for, open_source
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, DataError
+from holdfast.evaluation.rows import radius
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.progress import Say
@@ -122,8 +123,8 @@ def look(config: AttackConfig, say: Say) -> Path:
         file = io.BytesIO()
         Pillow.fromarray(adversarial[i]).save(file, format="PNG")
         disk.write(out / f"{i:03d}-{Path(name).stem}.png", file.getvalue())
-    radius = f"{config.eps * 255:.4g}/255" if config.norm == "linf" else f"{config.eps:.4g}"
-    about = f"PGD-{config.steps} through the {config.through} of {encoder.name}, {config.norm} radius {radius}."
+    reach = f"{config.norm} radius {radius(config.eps, config.norm)}"
+    about = f"PGD-{config.steps} through the {config.through} of {encoder.name}, {reach}."
     say(f"attack  {len(ids)} images, {about}")
     data = "imgs/" if config.images else config.data
     asked = f"holdfast bench {config.encoder} --data {data} --out runs/bench"
@@ -144,17 +145,7 @@ def _images(config: AttackConfig, encoder: Encoder) -> tuple[list[str], list[Pix
         if len({image.shape for image in cut}) > 1:
             raise DataError("The images have different sizes.", next="Cut them to one: --size 224.")
         return list(config.images), cut, None
-    data = images(
-        config.data,
-        split=config.split,
-        limit=config.limit or SHOWN,
-        subset=config.subset,
-        classes=config.classes,
-        seed=config.seed,
-        size=config.size or geometry.size,
-        resize=0 if config.data == "scenes" else config.resize or (0 if config.size else geometry.resize),
-        interpolation=geometry.interpolation,
-    )
+    data = images_for(config, geometry, split=config.split, default="test", limit=config.limit or SHOWN)
     source = open_source(data)
     labels = None if source.labels is None else torch.tensor(source.labels)
     return source.ids, [source.read(i).pixels for i in range(len(source))], labels

@@ -11,7 +11,7 @@ from torch import nn
 
 from holdfast.configs import BenchConfig
 from holdfast.data.batches import Source, require_labels
-from holdfast.data.sources import images, open_source, splits
+from holdfast.data.sources import images_for, open_source, splits
 from holdfast.errors import ConfigError, DataError
 from holdfast.evaluation.plan import Job, Subject
 from holdfast.models.checkpoint import load, series
@@ -134,20 +134,7 @@ class Stock:
 
     def _open(self, geometry: Geometry, split: str, default: str, limit: int) -> Data:
         """A record of images in the geometry that the encoder expects, with its digest."""
-        config = self.config
-        drawn = config.data == "scenes"
-        data = images(
-            config.data,
-            split=split,
-            default_split=default,
-            limit=limit,
-            subset=config.subset,
-            classes=config.classes,
-            seed=config.seed,
-            size=config.size or geometry.size,
-            resize=0 if drawn else config.resize or (0 if config.size else geometry.resize),
-            interpolation=geometry.interpolation,
-        )
+        data = images_for(self.config, geometry, split=split, default=default, limit=limit)
         source = open_source(data)
         self._sources[source.data.digest()] = source
         return source.data

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+from holdfast.configs import OnImages
 from holdfast.data import folders, listings, official
 from holdfast.data.batches import Source
 from holdfast.errors import DataError, nearest
@@ -129,6 +130,47 @@ def images(
         resize=resize,
         size=size,
         interpolation=interpolation,
+    )
+
+
+class Sides(Protocol):
+    """The images that an encoder expects (`models.encoder.Geometry`): sides in pixels, 0 = as stored."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def resize(self) -> int: ...
+
+    @property
+    def interpolation(self) -> Literal["bilinear", "bicubic"]: ...
+
+
+def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limit: int | None = None) -> Data:
+    """The record of a verb's images, in the size that the encoder expects where nothing else was asked for.
+
+    Args:
+        config: of the verb.
+        sides: what the encoder expects.
+        split: as typed; empty = `default`.
+        default: the verb's own.
+        limit: images at most; None = as the config says.
+
+    Raises:
+        DataError: as `images`.
+    """
+    drawn = config.data == "scenes"
+    return images(
+        config.data,
+        split=split,
+        default_split=default,
+        limit=config.limit if limit is None else limit,
+        subset=config.subset,
+        classes=config.classes,
+        seed=config.seed,
+        size=config.size or sides.size,
+        resize=0 if drawn else config.resize or (0 if config.size else sides.resize),
+        interpolation=sides.interpolation,
     )
 
 

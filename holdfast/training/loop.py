@@ -12,7 +12,7 @@ from torch import Tensor
 
 from holdfast import disk, draws
 from holdfast.configs import TrainConfig
-from holdfast.data.sources import open_source
+from holdfast.data.sources import images_for, open_source
 from holdfast.errors import DataError, Interrupted, TrustError
 from holdfast.models.checkpoint import save
 from holdfast.models.encoder import Encoder, frozen
@@ -21,7 +21,7 @@ from holdfast.signals import Stopping
 from holdfast.tasks.neighbours import knn_accuracy
 from holdfast.training import build, resume
 from holdfast.training.card import Facts, model_card
-from holdfast.training.pool import Pool, images_for
+from holdfast.training.pool import Pool
 from holdfast.training.schedule import learning_rate
 from holdfast.training.step import Trainee, train_step
 

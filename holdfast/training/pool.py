@@ -8,43 +8,12 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.configs import OnImages
 from holdfast.data.batches import Source, read_all, to_pixels
-from holdfast.data.sources import images
 from holdfast.errors import DataError
-from holdfast.models.encoder import Geometry
-from holdfast.records import Data
 
 HELD = 1000
 _NEIGHBOURS = 40
 _READERS = 8
-
-
-def images_for(config: OnImages, geometry: Geometry, *, split: str, default: str) -> Data:
-    """The record of a verb's images, in the size that the encoder expects where nothing else was asked for.
-
-    Args:
-        config: of the verb.
-        geometry: of the encoder.
-        split: as typed; empty = `default`.
-        default: the verb's own.
-
-    Raises:
-        DataError: as `data.sources.images`.
-    """
-    drawn = config.data == "scenes"
-    return images(
-        config.data,
-        split=split,
-        default_split=default,
-        limit=config.limit,
-        subset=config.subset,
-        classes=config.classes,
-        seed=config.seed,
-        size=config.size or geometry.size,
-        resize=0 if drawn else config.resize or (0 if config.size else geometry.resize),
-        interpolation=geometry.interpolation,
-    )
 
 
 class Pool:

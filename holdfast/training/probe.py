@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from holdfast import disk, draws
 from holdfast.configs import ProbeConfig
 from holdfast.data.batches import Source, require_labels
-from holdfast.data.sources import open_source
+from holdfast.data.sources import images_for, open_source
 from holdfast.errors import ConfigError, DataError, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
@@ -26,7 +26,6 @@ from holdfast.progress import Say, say
 from holdfast.records import Model
 from holdfast.tasks.features import check_unchanged, extract
 from holdfast.training import build, resume
-from holdfast.training.pool import images_for
 from holdfast.training.schedule import learning_rate
 
 HEAD, REPORT = "head.safetensors", "probe.json"

@@ -161,3 +161,16 @@ def test_chance_needs_a_radius_that_settles_it(tmp_path: Path) -> None:
     run = ends_early.run
     (grey,) = subjects([Run(run.folder, run.record, [whole_range(r) for r in run.results])])
     assert named(checks(grey), "chance").status == "failed"
+
+
+@pytest.mark.parametrize("word", ["noise", "not zero", "converged", "8 bits", "Ball"])
+def test_nothing_is_green_where_every_image_was_lost_before_the_attack(folder: Path, word: str) -> None:
+    def lost(result: Result, held: Held) -> Held:
+        attack = result.cell.attack
+        if attack is None:
+            return held
+        if attack.through != "classification":
+            return {k: v for k, v in held.items() if not k.startswith(("attack_", "rounded_"))}
+        return held | {"attack_clean_score": np.ones(len(held["id"]))}
+
+    assert named(checks(tampered(folder, lost)), word).status == "not measured"
