@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,9 @@ from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
+from holdfast.tasks.classification import Classification
+from holdfast.tasks.embedding import Embedding
+from holdfast.tasks.task import Task
 
 ENCODERS_PER_JOB = 4
 
@@ -45,6 +48,17 @@ def _grid(eps: Iterable[float], templates: Iterable[Attack]) -> tuple[Attack, ..
     return tuple(msgspec.structs.replace(attack, eps=e) for attack in templates for e in eps)
 
 
+def _against(
+    task: Task, through: Literal["classification", "embedding"], *, steps: int, restarts: int = 1
+) -> list[Attack]:
+    """The attacks that a claim of robustness on a task must survive."""
+    return [
+        Attack(method=member.method, through=through, push=member.push, steps=steps, restarts=restarts)
+        for member in task.ensemble
+    ]
+
+
+_HEADS, _VECTORS = Classification(), Embedding()
 _LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -63,10 +77,8 @@ SUITES: dict[str, Suite] = {
             attacks=_grid(
                 _LINF,
                 (
-                    Attack(push="ce", steps=50),
-                    Attack(push="margin", steps=50),
-                    Attack(through="embedding", push="mse", steps=20),
-                    Attack(through="embedding", push="cosine", steps=20),
+                    *_against(_HEADS, "classification", steps=50),
+                    *_against(_VECTORS, "embedding", steps=20),
                 ),
             ),
             about="5,000 images, 1,000 of them attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
@@ -78,10 +90,8 @@ SUITES: dict[str, Suite] = {
             attacks=_grid(
                 _LINF,
                 (
-                    Attack(push="ce", steps=100, restarts=5),
-                    Attack(push="margin", steps=100, restarts=5),
-                    Attack(through="embedding", push="mse", steps=50, restarts=2),
-                    Attack(through="embedding", push="cosine", steps=50, restarts=2),
+                    *_against(_HEADS, "classification", steps=100, restarts=5),
+                    *_against(_VECTORS, "embedding", steps=50, restarts=2),
                 ),
             ),
             about="every image, PGD-100 with five restarts on two harms, EmbedAttack with 50 steps twice",
