@@ -48,6 +48,10 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     """
     if not config.out:
         raise ConfigError("No folder was named.", next="Add --out runs/bench; the same command continues it.")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "bench needs gradients and was called inside torch.inference_mode().", next="Call it outside."
+        )
     settled, stock, grid = _planned(config, handed, say)
     store = Store(config.out)
     store.open(settled, replace=config.replace, cells=grid, environment=environment(stock.device))

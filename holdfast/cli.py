@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from holdfast import configs, records
-from holdfast.errors import ConfigError, HoldfastError, Interrupted, nearest
+from holdfast.errors import ConfigError, HoldfastError, Interrupted, UserError, nearest
 from holdfast.records import Record
 
 
@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(Interrupted("Interrupted.", next=what_next), words)
     except HoldfastError as error:
         return _complain(error, words)
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        found = f"{error.filename}: {error.strerror}."
+        return _complain(UserError(found, next="Choose another --out, or mend the folder."), words)
     except Exception as error:
         found = f"{type(error).__name__}: {error}." if str(error) else f"{type(error).__name__}."
         return _complain(HoldfastError(found, next="This is not your mistake. --debug shows the traceback."), words)

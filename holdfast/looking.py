@@ -21,7 +21,7 @@ from holdfast.data.batches import Pixels8, to_pixels
 from holdfast.data.decode import decode, fit
 from holdfast.data.sources import images_for, open_source
 from holdfast.devices import device_of
-from holdfast.errors import ConfigError, DataError
+from holdfast.errors import ConfigError, ConflictError, DataError
 from holdfast.evaluation.rows import radius
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
@@ -68,6 +68,8 @@ def attacked(
     )
     if config.through == "classification" and encoder.head is None:
         raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
+    if config.through == "classification" and labels is not None:
+        _check_labels(labels, len(pixels), encoder.classes)
     method, stages = build(record)
     device = encoder.mean.device
     pixels = pixels.to(device)
@@ -92,6 +94,16 @@ def attacked(
     )
 
 
+def _check_labels(labels: Tensor, images: int, classes: int) -> None:
+    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (images,)
+    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        span = f" in {int(labels.min())}..{int(labels.max())}" if fits else ""
+        raise DataError(
+            f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}."
+        )
+
+
 def look(config: AttackConfig, say: Say) -> Path:
     """Attack a few images and write `gallery.html` with them, and the adversarial images as PNG files.
 
@@ -106,6 +118,9 @@ def look(config: AttackConfig, say: Say) -> Path:
         ConfigError: no encoder was named, or an attack that cannot be.
         DataError: images that cannot be read, or of different sizes.
     """
+    out = Path(config.out)
+    if (out / "run.yaml").exists():
+        raise ConflictError(f"{out} holds a run of another verb.", next="Choose another --out.")
     if not config.encoder:
         raise ConfigError("No encoder was named.", next="holdfast attack ENCODER --images cat.png dog.png")
     record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
@@ -116,7 +131,9 @@ def look(config: AttackConfig, say: Say) -> Path:
     adversarial = (found.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     delta = (found.pixels.cpu() - pixels).permute(0, 2, 3, 1).numpy()
     unit = "L2 distance to the clean embedding" if config.through == "embedding" else "margin, lost above 0"
-    looks, out = [], Path(config.out)
+    looks = []
+    for old in out.glob("[0-9][0-9][0-9]-*.png"):
+        old.unlink()
     for i, name in enumerate(ids):
         score, start = float(found.score[i]), float(found.trace["start_score"][i])
         looks.append(Look(name, images[i], adversarial[i], delta[i], f"{unit}: {score:.3g} ({start:.3g} for noise)"))

@@ -122,7 +122,12 @@ class Stock:
         attacked = self._open(encoder.geometry, config.split, "test", config.attack_limit or 0)
         if len(self.source(attacked)) >= len(self.source(shown)):
             attacked = shown
+        encoder.dims(config.level)
         fit = self._fit(encoder.geometry, shown)
+        if len(self.source(fit or shown)) < 2:
+            raise DataError(
+                "One image cannot be compared with another.", next="Take more: --limit, --fit-limit, or 0 for all."
+            )
         own = "classification" in config.tasks and self._owns_head(encoder, shown)
         if "classification" in config.tasks and not own and fit is None:
             raise DataError(
@@ -149,6 +154,11 @@ class Stock:
     def _owns_head(self, encoder: Encoder, shown: Data) -> bool:
         wanted, source = self.config.head, self.source(shown)
         require_labels(source)
+        if len(source.classes) < 2:
+            raise DataError(
+                f"{self.config.data} holds one class, {source.classes[0]}: nothing can be confused.",
+                next="Name more with --classes, or measure without labels: --tasks embedding.",
+            )
         if wanted == "linear" or (wanted == "auto" and encoder.head is None):
             return False
         if encoder.head is None:

@@ -143,7 +143,8 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], out: str | Path 
     given = [runs] if isinstance(runs, str | Path | Stored) else list(runs)
     if not given:
         raise ConfigError("No run was named.", next="holdfast report runs/bench")
-    read_back = [item if isinstance(item, Stored) else read(Path(item)) for item in given]
+    found = [item if isinstance(item, Stored) else read(Path(item)) for item in given]
+    read_back = list({item.folder.resolve(): item for item in found}.values())
     page: Path = draw(read_back, Path(out) if out else read_back[0].folder, title=title)
     return page
 

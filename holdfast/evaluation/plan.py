@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from holdfast.attacks.executor import SMALLEST
 from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import names as corruption_names
@@ -148,6 +149,12 @@ def settled(config: BenchConfig) -> BenchConfig:
     corruptions = chosen.corruptions or corruption_names()
     if config.corruptions is not None:
         corruptions = _corruptions(config.corruptions)
+    if config.chunk < SMALLEST or config.block < 1:
+        raise ConfigError(
+            f"chunk {config.chunk}, block {config.block}.", next=f"Take --chunk {SMALLEST} or more, --block 1 or more."
+        )
+    if config.eps is not None and not config.eps:
+        raise ConfigError("--eps was given without a radius.", next="Write --eps 2/255 4/255, or leave it out.")
     severities = chosen.severities if config.severities is None else config.severities
     if not all(1 <= severity <= 5 for severity in severities):
         raise ConfigError(f"severities {severities}.", next="Severities are 1 to 5.")

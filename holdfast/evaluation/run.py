@@ -70,7 +70,6 @@ def work(todo: Sequence[Job], run: Run) -> None:
         Interrupted: a signal came; cells and blocks that were finished are on disk.
         CellsFailed: some cells failed; the others are done.
     """
-    run.chunk = max(run.chunk, SMALLEST)
     run.cells = sum(len(job.cells) for job in todo)
     run.done = sum(run.store.has(cell) for job in todo for cell in job.cells)
     disk.sweep(run.store.folder)

@@ -83,7 +83,7 @@ class Store:
             changes = differences(found, asked)
             if not changes:
                 return found
-            if not replace:
+            if not replace and self._holds_results():
                 raise conflict(self.folder, changes)
             self._clear()
         else:
@@ -138,6 +138,10 @@ class Store:
         """Keep images of the cell with that id; nothing where there are none."""
         if arrays:
             _save(self.folder / "gallery" / f"{cell}.npz", arrays)
+
+    def _holds_results(self) -> bool:
+        """Whether anything would be lost: outcomes of a cell, or a block of one."""
+        return any((self.folder / "images").glob("*.npz")) or any((self.folder / "blocks").glob("*/*.npz"))
 
     def _clear(self) -> None:
         """Remove a run's own files, the config last, so that a killed removal is taken up again."""

@@ -52,8 +52,9 @@ def load(
     if isinstance(spec, Encoder) and model is None and not fields:
         return spec.to(device)
     wish = _wish(spec, model, fields)
-    encoder = _module(spec, wish) if isinstance(spec, nn.Module) else _opened(wish)
-    encoder = encoder.eval().to(device)
+    # A module that was handed over keeps its modes: it may be in the middle of a training loop.
+    encoder = _module(spec, wish) if isinstance(spec, nn.Module) else _opened(wish).eval()
+    encoder = encoder.to(device)
     if wish.digest_of_weights and wish.digest_of_weights != encoder.digest():
         raise CheckpointError(
             f"the weights of {wish.spec} are not those of the record ({wish.digest_of_weights[:12]}).",
@@ -104,6 +105,7 @@ def series(folder: str | Path) -> list[Path]:
         return [root / FILE]
     if not root.is_dir():
         raise CheckpointError(f"no folder {root}.", next="Check the path.")
+    _unfinished(root)
     visible = [p for p in root.iterdir() if not p.name.startswith(".")]
     found = [p for p in visible if (p.is_file() and p.suffix in containers.SUFFIXES) or (p / FILE).is_file()]
     if not found:
@@ -196,9 +198,20 @@ def _dressed(trunk: nn.Module, own: Manners, model: Model) -> Encoder:
     return Encoder(trunk, mean=mean, std=std, geometry=own.geometry, model=model)
 
 
+def _unfinished(folder: Path) -> None:
+    """Say what a folder of ours is that holds no encoder yet, or never will."""
+    if (folder / "state.pt").is_file():
+        raise CheckpointError(
+            f"{folder} is a training that has not come to its end.", next="The same train command continues it."
+        )
+    if (folder / "probe.json").is_file():
+        raise CheckpointError(f"{folder} is a probe: a head without its encoder.", next="Name the encoder itself.")
+
+
 def _run_file(folder: Path) -> Path:
     if (folder / FILE).is_file():
         return folder / FILE
+    _unfinished(folder)
     files = sorted(p.name for p in folder.iterdir() if p.suffix in containers.SUFFIXES)
     if files:
         raise CheckpointError(

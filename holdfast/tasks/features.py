@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from holdfast.attacks.executor import SMALLEST
 from holdfast.data.batches import Source, batches
 from holdfast.errors import TrustError
 from holdfast.models.encoder import Encoder, frozen
-from holdfast.progress import Bar
+from holdfast.progress import Bar, say
 
 
 class Extracted(NamedTuple):
@@ -65,8 +66,11 @@ def check_unchanged(encoder: Encoder, digest: str) -> None:
 def cached(path: Path, encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extracted:
     """As `extract`, kept in a file: the caller names it after encoder, images and level."""
     if path.exists():
-        held = load_file(path)
-        return Extracted(held["vectors"], held["keys"], held.get("labels"))
+        try:
+            held = load_file(path)
+            return Extracted(held["vectors"], held["keys"], held.get("labels"))
+        except (SafetensorError, KeyError):
+            say(f"{path} is damaged; its features are computed anew")
     found = extract(encoder, source, level=level, chunk=chunk)
     tensors = {"vectors": found.vectors, "keys": found.keys}
     if found.labels is not None:

@@ -58,7 +58,7 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"eps {config.eps:g} is more than the whole range of a pixel.", next=f"Write {config.eps:g}/255."
         )
-    for name in ("warmup", "weight_decay", "alpha", "knn_every", "save_every"):
+    for name in ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name.replace('_', '-')} starts at 0.")
     if config.batch < 2:

@@ -190,7 +190,17 @@ def _read_losses(run: Run) -> str:
 
 
 def _save(run: Run) -> None:
-    """Write the state; the losses up to it have been read."""
+    """Write the state; the losses up to it have been read.
+
+    Raises:
+        TrustError: a weight or a statistic is not finite; the last state before it is on disk.
+    """
+    for name, tensor in run.trainee.method.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrustError(
+                f"{name} is not finite after step {run.step}.",
+                next=f"Lower --lr (now {run.config.lr:g}) or lengthen --warmup, and give --replace.",
+            )
     resume.save_state(
         run.out,
         {

@@ -105,7 +105,7 @@ def test_gradient_reaches_every_pixel_row(encoder: Encoder) -> None:
 
 def test_features_do_not_depend_on_the_batch(encoder: Encoder) -> None:
     x = images(3)
-    with torch.no_grad():
+    with frozen(encoder), torch.no_grad():
         together = encoder(x).pooled
         alone = torch.cat([encoder(row[None]).pooled for row in x])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
