@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from holdfast.attacks.executor import SMALLEST
 from holdfast.data.batches import batches
 from holdfast.evaluation.blocks import Bench, Outcomes, make, padded
 from holdfast.evaluation.plan import Job
@@ -57,7 +58,8 @@ def pictures(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) ->
     places = chosen(whole["attack_score"], lost)[:chunk]
     if not places:
         return {}
-    k = len(places)
+    # Few images need no full pass; verdicts do not depend on its size.
+    k, chunk = len(places), min(chunk, SMALLEST)
     (batch,) = batches(bench.source(job.data), size=k, indices=[place for place, _ in places])
     pixels, rows = padded(batch, chunk, bench.device)
     made = make(job, pixels, rows, bench)
