@@ -19,7 +19,7 @@ BANNED = {"utils", "common", "helpers", "core", "misc"}
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 6
-HOSTS = re.compile(r"://[^/\s\"']*/simple\b")
+HOSTS = re.compile(r"://[^/\s\"']*/simple\b|--(?:extra-)?index-url\s*=?\s*\S+://")
 MACHINE = re.compile(r"(?:^|[\"'`( =])/(?:work|home|root|farm|Users)/")
 ADDRESS_FREE = ("pyproject.toml", "Makefile", "constraints.txt", ".ci/run")
 

@@ -37,7 +37,7 @@ BREACHES = [
     ("holdfast/room/quiet.py", '"""X."""\n\n\ndef f(): ...\n', "f has no docstring"),
     ("holdfast/room/method.py", '"""X."""\n\n\nclass C:\n    """C."""\n\n    def f(self): ...\n', "C.f has no doc"),
     ("notes.md", f"see {SLASH}home/me/data\n", "a path of one machine"),
-    ("notes.md", "pip https:" + "//mirror.example/simple\n", "host of a package index"),
+    ("notes.md", "pip --index-url" + " https:" + "//mirror.example/a\n", "host of a package index"),
     ("constraints.txt", f"a @ https:{SLASH}/example.org/a.whl\n", "an address"),
 ]
 
