@@ -51,7 +51,13 @@ def test_a_plain_net_is_right_and_breaks(real: Real, tmp_path: Path) -> None:
 def test_the_published_accuracy_and_the_known_curve(real: Real, tmp_path: Path) -> None:
     """He et al. 2015 give 91.25 % on all 10,000. The curve was measured once with three implementations."""
     found = bench(
-        real, tmp_path / "run", limit=1000, attack_limit=1000, eps=["0.25/255", "0.5/255", "1/255"], steps=20
+        real,
+        tmp_path / "run",
+        limit=1000,
+        attack_limit=1000,
+        tasks=["classification"],
+        eps=["0.25/255", "0.5/255", "1/255"],
+        steps=20,
     )
     assert found["clean"] == pytest.approx(0.915, abs=0.005)
     assert found["pgd-20 ce linf 0.25/255"] == pytest.approx(0.78, abs=0.01)
