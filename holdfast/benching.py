@@ -58,7 +58,10 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     todo = plan.jobs(grid, shard=config.shard)
     say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
     bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
-    work(todo, Work(bench, store, chunk=config.chunk, block=config.block))
+    run = Work(bench, store, chunk=config.chunk, block=config.block)
+    work(todo, run)
+    if run.done < run.cells:
+        say(f"{run.cells - run.done} of {run.cells} cells are held by another process; the same command looks again")
     found = read(store.folder)
     _write_cards(found)
     return found

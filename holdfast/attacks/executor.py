@@ -141,15 +141,19 @@ class _Best:
     """The worst iterate of each row so far; ties go to the later one."""
 
     def __init__(self, pixels: Tensor, score: Tensor, *, rests: bool) -> None:
+        self._check(score)
         self.pixels, self.score, self.rests = pixels.clone(), score.clone(), rests
 
     def take(self, pixels: Tensor, score: Tensor) -> None:
-        if not bool(torch.isfinite(score).all()):
-            raise TrustError("The score of an attacked image is not finite.", next="Look for overflow in the encoder.")
-        worse = score >= self.score
-        worse &= self.active()
+        self._check(score)
+        worse = (score >= self.score) & self.active()
         self.pixels = torch.where(worse.view(-1, 1, 1, 1), pixels, self.pixels)
         self.score = torch.where(worse, score, self.score)
+
+    def _check(self, score: Tensor) -> None:
+        """A score that is no number would rest as if it were lost."""
+        if not bool(torch.isfinite(score).all()):
+            raise TrustError("The score of an image is not finite.", next="Look for overflow in the encoder.")
 
     def active(self) -> Tensor:
         return self.score <= 0 if self.rests else torch.ones_like(self.score, dtype=torch.bool)

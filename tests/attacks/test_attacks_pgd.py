@@ -229,3 +229,12 @@ def test_l2_stays_in_its_ball_on_photographs(eps: float) -> None:
 def test_a_radius_that_is_none_is_refused(eps: float) -> None:
     with pytest.raises(ConfigError, match="eps"):
         methods.build(records.Attack(eps=eps))
+
+
+@pytest.mark.parametrize("stop", ["lost", "never"])
+def test_a_clean_score_that_is_no_number_is_refused(stop: str) -> None:
+    """With NaN for a score nothing is active: the clean image would come back as if it had been attacked."""
+    harm = linear(torch.ones(3, 4, 4))
+    broken = Harm(harm.see, harm.push, lambda out, rows: out["value"] * torch.nan)
+    with pytest.raises(TrustError, match="score of an image is not finite"):
+        list(pursue(PGD(Linf(), 1, 1), broken, torch.rand(2, 3, 4, 4), rows(2, 0.1), slots=8, stop=stop))
