@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
@@ -13,6 +12,9 @@ from torch import nn
 
 from holdfast import disk
 from holdfast.configs import BenchConfig
+from holdfast.corruptions.table import made_for
+from holdfast.data import corrupted
+from holdfast.data.sources import parse
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError
 from holdfast.evaluation import plan
@@ -26,7 +28,7 @@ from holdfast.evaluation.run import work
 from holdfast.evaluation.store import Run, Store, read
 from holdfast.evaluation.summary import summary
 from holdfast.progress import Say, spoken
-from holdfast.records import Cell
+from holdfast.records import Cell, Variant
 from holdfast.subjects import Stock
 from holdfast.training.card import with_robustness
 from holdfast.training.loop import CARD, ENCODER
@@ -57,7 +59,9 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     store.open(settled, replace=config.replace, cells=grid, environment=environment(stock.device))
     todo = plan.jobs(grid, shard=config.shard)
     say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
-    bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
+    bench = Bench(
+        stock.source, stock.encoder, stock.task, stock.partner, stock.device, shown=config.gallery_classes
+    )
     run = Work(bench, store, chunk=config.chunk, block=config.block)
     work(todo, run)
     if run.done < run.cells:
@@ -92,7 +96,7 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
     todo = plan.jobs(cells, shard=config.shard)
     images = {cell.data.digest(): len(stock.source(cell.data)) for cell in cells}
     attacks = {cell.attack.digest() for cell in cells if cell.attack is not None}
-    bench = Bench(stock.source, stock.encoder, stock.task, stock.device)
+    bench = Bench(stock.source, stock.encoder, stock.task, stock.partner, stock.device)
     done = 0
     if config.out and (Path(config.out) / "run.yaml").exists() and not config.replace:
         store = Store(config.out)
@@ -113,24 +117,39 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
 
 def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tuple[BenchConfig, Stock, list[Cell]]:
     """The config with nothing left open, what it needs, and its grid."""
+    config = _without_clean(config, say)
     settled = plan.settled(config)
     heads = Path(config.out or "runs/dry") / "heads"
     stock = Stock(settled, handed, device=device_of(config.device), heads=heads)
-    if settled.corruptions and not settled.variant:
+    if settled.corruptions and not settled.variant and not settled.corrupted:
         settled = msgspec.structs.replace(settled, variant=_variant(stock))
         say(f"severity table {settled.variant}, after the size of the images; --variant names another")
+    if config.textures == "auto" and "frost" in (settled.corruptions or ()):
+        found = {"published": "those of ImageNet-C, found here", "drawn": "drawn ones; HOLDFAST_FROST names a folder"}
+        say(f"textures of frost: {found[settled.textures]}")
     return settled, stock, plan.cells(settled, stock.subjects)
 
 
-def _variant(stock: Stock) -> Literal["imagenet224", "cifar32"]:
+def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:
+    """The config for an official corrupted set alone: accuracy is all that can be measured there, and that is said."""
+    if config.corrupted or parse(config.data)[0] not in corrupted.KINDS:
+        return config
+    say(f"{config.data} holds corrupted images alone: accuracy is measured; drift, saliency and attacks need the clean")
+    say("images as well: --data CLEAN --corrupted FOLDER")
+    attacks = tuple(attack for attack in config.attacks if attack.through == "classification")
+    return msgspec.structs.replace(
+        config, tasks=("classification",), corrupted=config.data, attacks=attacks, saliency=0, attack_limit=1
+    )
+
+
+def _variant(stock: Stock) -> Variant:
     """The severity table that was made for images of this very size; it is said, and recorded in every cell."""
     sides = {stock.source(subject.images).read(0).pixels.shape[:2] for subject in stock.subjects}
-    if sides == {(32, 32)}:
-        return "cifar32"
-    if sides == {(224, 224)}:
-        return "imagenet224"
+    found = {made_for(*side) for side in sides}
+    if len(found) == 1 and found != {""}:
+        return found.pop()  # type: ignore[return-value]  # the names of the table are those of the record
     shown = ", ".join(f"{high}x{wide}" for high, wide in sorted(sides))
     raise ConfigError(
         f"Corruptions need a severity table, and none was made for images of {shown}.",
-        next="Add --variant imagenet224 (ImageNet-C) or --variant cifar32 (CIFAR-10-C), or --corruptions none.",
+        next="Add --variant imagenet224, cifar32, tiny64 or inception299, or --corruptions none.",
     )

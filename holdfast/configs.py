@@ -169,9 +169,15 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         options: for bare weights files among `encoders`.
         mean: for all of `encoders`.
         std: for all of `encoders`.
+        heads: a linear head's file for each of `encoders`, in their order; empty = the checkpoints' own, or fitted.
         out: folder of the records; the same command continues it.
-        suite: quick, standard, full: what None below stands for.
+        suite: quick, standard, full, corruptions: what None below stands for.
         tasks: judges of every condition.
+        saliency: so many of the images are also looked at with Grad-CAM, SSIM and PSNR, clean and under every
+            corruption; 0 = none.
+        saliency_target: what Grad-CAM explains: the class predicted on the clean image, the true class, or, without a
+            head, similarity to the clean embedding; auto = predicted where there is a head.
+        gallery_classes: names of classes whose images the saliency gallery shows besides those chosen by rule.
         head: own = the checkpoint's own classification head, linear = fitted here; auto = own where there is one.
         level: features that the heads read.
         fit_split: split that linear heads and banks are fitted on, where the checkpoint has no head of its own.
@@ -184,6 +190,12 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         corruptions: names, or `none`, or `all`.
         severities: 1 to 5.
         variant: severity table; empty = the one made for images of this very size, which is said; else an error.
+        corruption_mode: fast, or reference: float64 in the published order; they differ by one level at most.
+        storage: jpeg85 = corrupted images pass through the JPEG file that the official sets are stored in.
+        textures: of frost: published (`HOLDFAST_FROST=folder`, or an installed imagecorruptions), or drawn; auto = the
+            published ones where they are found, which is said.
+        corrupted: folder of an official set (ImageNet-C, CIFAR-10-C...) with the corrupted versions of `data`; they are
+            read from there, not made. With `data` an official set itself, corrupted images alone are measured.
         chunk: images per forward pass; halved when memory is short, never under 8.
         block: images per block, the unit of resume.
         shard: `1/4` = the first quarter of the jobs.
@@ -197,9 +209,13 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    heads: tuple[str, ...] = ()
     out: str = ""
     suite: str = "quick"
     tasks: tuple[Literal["classification", "embedding"], ...] = ("classification", "embedding")
+    saliency: int = 0
+    saliency_target: Literal["auto", "predicted", "true", "similarity"] = "auto"
+    gallery_classes: tuple[str, ...] = ()
     head: Literal["auto", "own", "linear"] = "auto"
     level: str = "pooled"
     fit_split: str = "train"
@@ -211,11 +227,44 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     attack_limit: int | None = None
     corruptions: tuple[str, ...] | None = None
     severities: tuple[int, ...] | None = None
-    variant: Literal["", "imagenet224", "cifar32"] = ""
+    variant: Literal["", "imagenet224", "cifar32", "tiny64", "inception299"] = ""
+    corruption_mode: Literal["fast", "reference"] = "fast"
+    storage: Literal["none", "jpeg85"] = "none"
+    textures: Literal["auto", "drawn", "published"] = "auto"
+    corrupted: str = ""
     chunk: int = 64
     block: int = 256
     shard: str = ""
     dry_run: bool = False
+    replace: bool = False
+
+
+class CorruptConfig(OnImages, frozen=True, kw_only=True):
+    """Write corrupted copies of images in the official layout: `holdfast corrupt --data imgs/ --out imgs-c`.
+
+    Attributes:
+        out: folder to write to; the same command continues it.
+        corruptions: names, or `all`.
+        severities: 1 to 5.
+        variant: severity table; empty = the one made for images of this very size, which is said; else an error.
+        mode: fast, or reference: float64 in the published order; they differ by one level at most.
+        storage: none = lossless PNG; jpeg85 = JPEG of quality 85, as ImageNet-C and Tiny-ImageNet-C.
+        textures: of frost: see `bench`.
+        layout: folders = corruption/severity/class/image (ImageNet-C); arrays = corruption.npy and labels.npy
+            (CIFAR-10-C); auto = arrays for images that come from arrays of 32 pixels, folders otherwise.
+        block: images in memory at once.
+        replace: start anew where `out` was made with another config.
+    """
+
+    out: str = ""
+    corruptions: tuple[str, ...] = ("all",)
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    variant: Literal["", "imagenet224", "cifar32", "tiny64", "inception299"] = ""
+    mode: Literal["fast", "reference"] = "fast"
+    storage: Literal["none", "jpeg85"] = "none"
+    textures: Literal["auto", "drawn", "published"] = "auto"
+    layout: Literal["auto", "folders", "arrays"] = "auto"
+    block: int = 64
     replace: bool = False
 
 
@@ -238,12 +287,14 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     Attributes:
         recipe: a shipped recipe's name, or a YAML file.
+        inputs: what the recipe asks for, `name=value` each: `data=imgs/`.
         out: folder of its steps; empty = `runs/<name>`.
         device: for every step that does not say.
         dry_run: print the steps and their estimates, and stop.
     """
 
     recipe: str = ""
+    inputs: tuple[str, ...] = ()
     out: str = ""
     device: str = "auto"
     dry_run: bool = False

@@ -48,6 +48,12 @@ def numpy_generator(*parts: str | int | float) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(key(*parts)))
 
 
+def counter(*parts: str | int | float) -> np.random.Generator:
+    """A counter-based NumPy generator (Philox 4x64, Salmon et al. 2011), seeded by `key(*parts)`; for raw bytes and for
+    integers in bulk, where it is as fast as any."""
+    return np.random.Generator(np.random.Philox(key=key(*parts)))
+
+
 def uniform(rows: Tensor, shape: Sequence[int], *parts: str | int | float) -> Tensor:
     """Uniform numbers in [0, 1), one block per row.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ CONFIGS: dict[str, type[Record]] = {
     "train": configs.TrainConfig,
     "probe": configs.ProbeConfig,
     "bench": configs.BenchConfig,
+    "corrupt": configs.CorruptConfig,
     "report": configs.ReportConfig,
 }
 
@@ -29,8 +30,8 @@ class Step(Record, frozen=True, kw_only=True):
     """One step of a recipe.
 
     Attributes:
-        verb: train, probe, bench or report.
-        config: its fields; `{out}` in a string is the recipe's folder.
+        verb: train, probe, bench, corrupt or report.
+        config: its fields; `{out}` in a string is the recipe's folder, `{name}` an input.
     """
 
     verb: str
@@ -43,12 +44,14 @@ class Recipe(Record, frozen=True, kw_only=True):
     Attributes:
         about: what it does, in one line.
         cost: how long it took, where and when.
+        inputs: what a person must give, name by name, with what it is; `{name}` in a step stands for its value.
         steps: in order.
         next: what to do after it.
     """
 
     about: str
     cost: str = ""
+    inputs: dict[str, str] = msgspec.field(default_factory=dict)
     steps: tuple[Step, ...]
     next: str = ""
 
@@ -99,7 +102,8 @@ def play(config: RunConfig, say: Say, do: Play) -> Path:
     """
     name, recipe = find(config.recipe)
     out = Path(config.out or f"runs/{name}")
-    steps = [(step.verb, _config(step, out, config.device, name)) for step in recipe.steps]
+    words = {"out": str(out), **_inputs(recipe, config.inputs, name)}
+    steps = [(step.verb, _config(step, words, config.device, name)) for step in recipe.steps]
     say(f"{name}    {recipe.about}")
     for number, (verb, step) in enumerate(steps, start=1):
         say(f"step {number} of {len(steps)}  {verb} {getattr(step, 'out', '')}".rstrip())
@@ -112,19 +116,38 @@ def play(config: RunConfig, say: Say, do: Play) -> Path:
     return out
 
 
-def _config(step: Step, out: Path, device: str, name: str) -> Record:
+def _inputs(recipe: Recipe, given: Sequence[str], name: str) -> dict[str, str]:
+    """What was given for each input that the recipe asks for."""
+    found: dict[str, str] = {}
+    for word in given:
+        key, equals, value = word.partition("=")
+        if not (equals and key in recipe.inputs):
+            hint = nearest(key, recipe.inputs) if recipe.inputs else f"{name} asks for none."
+            raise ConfigError(f'the recipe {name} has no input "{word}".', next=f"Write name=value. {hint}")
+        found[key] = value
+    missing = {key: what for key, what in recipe.inputs.items() if key not in found}
+    if missing:
+        told = "; ".join(f"{key}: {what}" for key, what in missing.items())
+        typed = " ".join(f"{key}=..." for key in recipe.inputs)
+        raise ConfigError(f"the recipe {name} needs {told}.", next=f"holdfast run {name} --inputs {typed}")
+    return found
+
+
+def _config(step: Step, words: Mapping[str, str], device: str, name: str) -> Record:
     if step.verb not in CONFIGS:
         raise ConfigError(f'{name}.yaml has a step "{step.verb}".', next=nearest(step.verb, CONFIGS))
     kind = CONFIGS[step.verb]
-    fields = _placed(step.config, str(out))
+    fields = _placed(step.config, words)
     if "device" in kind.__struct_fields__:
         fields.setdefault("device", device)
     return build(kind, fields, origin=f"{name}.yaml, step {step.verb}")
 
 
-def _placed(value: Any, out: str) -> Any:
+def _placed(value: Any, words: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return value.replace("{out}", out)
+        for name, word in words.items():
+            value = value.replace(f"{{{name}}}", word)
+        return value
     if isinstance(value, Mapping):
-        return {key: _placed(part, out) for key, part in value.items()}
-    return [_placed(part, out) for part in value] if isinstance(value, list) else value
+        return {key: _placed(part, words) for key, part in value.items()}
+    return [_placed(part, words) for part in value] if isinstance(value, list) else value

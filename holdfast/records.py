@@ -19,6 +19,7 @@ from holdfast.errors import ConfigError, nearest
 SCHEMA = 1
 
 Norm = Literal["linf", "l2"]
+Variant = Literal["imagenet224", "cifar32", "tiny64", "inception299"]
 R = TypeVar("R", bound="Record")
 
 
@@ -74,6 +75,8 @@ class Model(Record, frozen=True, kw_only=True):
         weights: branch of a training state to read (`teacher`, `student`, `state_dict`); empty = the recognised one.
         mean: per channel, of pixels in [0, 1]; None = what the checkpoint or timm says.
         std: per channel; None as above.
+        head: file of a linear head (a probe's folder, DINO's linear weights); empty = the checkpoint's own, if any.
+        head_level: features that this head reads; empty = what its file says, or pooled.
         name: how the page calls it; empty = from `spec`.
         digest_of_weights: SHA-256 over names, shapes and bytes of parameters and buffers, filled in when loaded.
     """
@@ -84,6 +87,8 @@ class Model(Record, frozen=True, kw_only=True):
     weights: str = ""
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    head: str = ""
+    head_level: str = ""
     name: str = ""
     digest_of_weights: str = ""
 
@@ -92,16 +97,25 @@ class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field=
     """A corruption stage, on uint8 pixels before any attack.
 
     Attributes:
-        name: as in `corruptions.names()`.
-        severity: 1 to 5.
+        name: as in `corruptions.names()`, or a folder of an official set.
+        severity: 1 to 5; 0 = the identity.
         variant: which severity table; never inferred from the size of the image.
         seed: of its random field, keyed by image.
+        mode: reference (float64, draws in the published order), or fast (within one level of it).
+        storage: jpeg85 = once through the JPEG file (quality 85) that the official sets are stored in.
+        textures: of frost: drawn, or published (the files of ImageNet-C). No other corruption has any.
+        root: folder of an official set that the corrupted images are read from; empty = made here. Where it is given,
+            seed, mode, storage and textures are whatever the folder was made with.
     """
 
     name: str
     severity: int
-    variant: Literal["imagenet224", "cifar32"]
+    variant: Variant
     seed: int = 0
+    mode: Literal["fast", "reference"] = "fast"
+    storage: Literal["none", "jpeg85"] = "none"
+    textures: Literal["drawn", "published"] = "drawn"
+    root: str = ""
 
 
 class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage"):
@@ -139,15 +153,18 @@ class Judge(Record, frozen=True, kw_only=True):
     """A task with its head.
 
     Attributes:
-        task: embedding or classification.
-        head: own (the checkpoint's), linear (fitted on `fit`), bank (embedding: the clean embeddings of `fit`).
+        task: embedding, classification, or saliency (where the encoder looks, and how far the pixels have changed).
+        head: own (the checkpoint's), given (a file of its own), linear (fitted on `fit`), bank (embedding: the clean
+            embeddings of `fit`), none.
+        target: of saliency: predicted, true, similarity; empty for other tasks.
         level: of the features that the head reads: pooled, patch, stage3, block11, cls4...
         fit: images that the head was fitted on; None for an own head.
         digest_of_head: SHA-256 of a head that was given; empty where encoder, `fit` and level determine it.
     """
 
-    task: Literal["embedding", "classification"]
-    head: Literal["own", "linear", "bank"]
+    task: Literal["embedding", "classification", "saliency"]
+    head: Literal["own", "given", "linear", "bank", "none"]
+    target: Literal["", "predicted", "true", "similarity"] = ""
     level: str = "pooled"
     fit: Data | None = None
     digest_of_head: str = ""

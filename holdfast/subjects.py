@@ -10,20 +10,24 @@ import torch
 from torch import nn
 
 from holdfast.configs import BenchConfig
+from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
-from holdfast.data.sources import images_for, open_source, splits
-from holdfast.errors import ConfigError, DataError
+from holdfast.data.sources import images_for, open_source, parse, splits
+from holdfast.errors import ConfigError, DataError, nearest
 from holdfast.evaluation.plan import Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
-from holdfast.records import Cell, Data, Judge, Model
+from holdfast.models.heads import read_head
+from holdfast.records import Cell, Corruption, Data, Judge, Model
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.features import Extracted, cached
+from holdfast.tasks.saliency import Saliency
 from holdfast.tasks.task import Task
 from holdfast.training.probe import fit_linear
 
 KEPT_ENCODERS = 4
+KEPT_PARTNERS = 2
 
 
 class Stock:
@@ -45,6 +49,8 @@ class Stock:
         self._sources: dict[str, Source] = {}
         self._tasks: dict[str, Task] = {}
         self._features: dict[str, Extracted] = {}
+        self._partners: dict[str, Source] = {}
+        self._heads: dict[str, nn.Module] = {}
         self.subjects = [self._subject(model) for model in self._named(handed)]
 
     # -- what the evaluation asks for ----------------------------------------------------------------------------------
@@ -70,18 +76,47 @@ class Stock:
             self._sources[digest] = open_source(data)
         return self._sources[digest]
 
+    def partner(self, data: Data, corruption: Corruption) -> Source:
+        """The corrupted versions of images, from the folder that the stage names; the latest few are kept open."""
+        key = f"{data.digest()} {corruption.digest()}"
+        if key not in self._partners:
+            kind = parse(corruption.root)[0]
+            self._partners[key] = corrupted.partner(
+                self.source(data), kind, corruption.root, corruption.name, corruption.severity, size=self.config.size
+            )
+            while len(self._partners) > KEPT_PARTNERS:
+                self._partners.pop(next(iter(self._partners)))
+        return self._partners[key]
+
     def task(self, cell: Cell) -> Task:
         """The judge of a cell, with its head fitted where it has one to fit."""
-        key = msgspec.json.encode((cell.judge, cell.encoder.digest_of_weights), order="deterministic").decode()
+        judge, model = cell.judge, cell.encoder
+        if judge.task == "saliency":
+            head = self._judge(self._of_saliency(judge), model, cell.data) if judge.head != "none" else None
+            return Saliency(
+                encoder=self.encoder(model),
+                head=head.head if isinstance(head, Classification) else None,
+                target=judge.target or "similarity",
+                head_level=judge.level,
+            )
+        return self._judge(judge, model, cell.data)
+
+    def _judge(self, judge: Judge, model: Model, data: Data) -> Task:
+        within = self.source(data).within if judge.task == "classification" else ()
+        key = msgspec.json.encode((judge, model.digest_of_weights, within), order="deterministic").decode()
         if key not in self._tasks:
-            self._tasks[key] = self._fitted(cell.judge, cell.encoder)
+            self._tasks[key] = self._fitted(judge, model, within)
         return self._tasks[key]
+
+    def _of_saliency(self, judge: Judge) -> Judge:
+        """The judge of classification whose head names the class that saliency explains."""
+        return msgspec.structs.replace(judge, task="classification", target="")
 
     def fits(self, todo: Sequence[Job]) -> list[tuple[Model, Data]]:
         """Encoder and images of every head or bank that jobs need and that is not on disk yet."""
         wanted: dict[Path, tuple[Model, Data]] = {}
         for cell in (cell for job in todo for cell in job.cells):
-            if cell.judge.fit is not None:
+            if cell.judge.fit is not None and cell.judge.task != "saliency":
                 path = self._path(cell.judge.fit, cell.encoder, cell.judge.level)
                 wanted[path] = (cell.encoder, cell.judge.fit)
         return [found for path, found in wanted.items() if not path.exists()]
@@ -91,6 +126,11 @@ class Stock:
     def _named(self, handed: Sequence[nn.Module]) -> list[Model]:
         """The records of all encoders, with digests and names that differ."""
         config, models = self.config, []
+        if config.heads and len(config.heads) != len(config.encoders):
+            raise ConfigError(
+                f"{len(config.heads)} heads for {len(config.encoders)} encoders.", next="Name one head for each."
+            )
+        heads = dict(zip(config.encoders, config.heads))
         for module in handed:
             encoder = load(module, device=self.device)
             self._handed[encoder.digest()] = encoder
@@ -98,7 +138,12 @@ class Stock:
         for spec in config.encoders:
             for path in series(Path(spec)) if _is_series(Path(spec)) else [spec]:
                 bare = Model(
-                    spec=str(path), arch=config.arch, options=config.options, mean=config.mean, std=config.std
+                    spec=str(path),
+                    arch=config.arch,
+                    options=config.options,
+                    mean=config.mean,
+                    std=config.std,
+                    head=heads.get(spec, ""),
                 )
                 models.append(self._loaded(bare))
         models += [self._loaded(model) for model in config.models]
@@ -118,24 +163,74 @@ class Stock:
 
     def _subject(self, model: Model) -> Subject:
         config, encoder = self.config, self.encoder(model)
+        kind = parse(config.data)[0]
+        if kind in corrupted.KINDS:
+            return self._corrupted_alone(model, kind)
         shown = self._open(encoder.geometry, config.split, "test", config.limit)
-        attacked = self._open(encoder.geometry, config.split, "test", config.attack_limit or 0)
-        if len(self.source(attacked)) >= len(self.source(shown)):
-            attacked = shown
+        attacked = self._part(encoder.geometry, shown, config.attack_limit or 0)
         encoder.dims(config.level)
         fit = self._fit(encoder.geometry, shown)
         if len(self.source(fit or shown)) < 2:
             raise DataError(
                 "One image cannot be compared with another.", next="Take more: --limit, --fit-limit, or 0 for all."
             )
-        own = "classification" in config.tasks and self._owns_head(encoder, shown)
-        if "classification" in config.tasks and not own and fit is None:
+        given = self._given(model, shown) if "classification" in config.tasks else None
+        own = given is None and "classification" in config.tasks and self._owns_head(encoder, shown)
+        if "classification" in config.tasks and not own and given is None and fit is None:
             raise DataError(
                 f"{config.data} has no split to fit a head on besides the one that is measured ({shown.split}).",
                 asked=f"Accuracy of {model.spec}, which has no head of its own, was asked for.",
                 next="Name one with --fit-split, or measure without labels: --tasks embedding.",
             )
-        return Subject(model, shown, attacked, fit, own)
+        looked_at = self._part(encoder.geometry, shown, config.saliency) if config.saliency else None
+        folder = tuple((shown, stage) for stage in self._in_folder(config.corrupted)) if config.corrupted else ()
+        return Subject(model, shown, attacked, fit, own, given, looked_at, folder)
+
+    def _corrupted_alone(self, model: Model, kind: str) -> Subject:
+        """A subject of an official set without its clean images: accuracy through the checkpoint's own head."""
+        config, encoder = self.config, self.encoder(model)
+        root = parse(config.data)[1]
+        conditions = []
+        for stage in self._in_folder(f"{kind}:{root}"):
+            split = f"{stage.name}/{stage.severity}"
+            if config.split in ("", split):
+                conditions.append((self._open(encoder.geometry, split, split, config.limit), stage))
+        if not conditions:
+            raise DataError(f"{config.data} has no {config.split}.", next="Leave --split out, or write --split fog/3.")
+        first = conditions[0][0]
+        given = self._given(model, first)
+        if given is None and not self._owns_head(encoder, first):
+            raise DataError(
+                f"{encoder.name} has no head of its own, and {config.data} nothing to fit one on.",
+                next="Name the clean images, with a training split: --data CLEAN --corrupted FOLDER.",
+            )
+        return Subject(model, first, first, None, given is None, given, None, tuple(conditions), clean=False)
+
+    def _in_folder(self, text: str) -> list[Corruption]:
+        """The conditions of an official set that were asked for, or all that are there."""
+        config, (kind, root) = self.config, parse(text)
+        if kind not in corrupted.KINDS:
+            raise DataError(
+                f"{text} is read as {kind}.",
+                asked="A set of corrupted images was asked for.",
+                next=f"It holds corruption/severity/class/image or corruption.npy: {', '.join(corrupted.KINDS)}.",
+            )
+        there = corrupted.conditions(kind, root)
+        names = tuple(dict.fromkeys(name for name, _ in there))
+        asked = config.corruptions if config.corruptions and config.corruptions != ("all",) else names
+        for name in asked:
+            if name not in names:
+                raise DataError(f'{text} has no corruption "{name}".', next=nearest(name, names))
+        return [
+            Corruption(name=name, severity=severity, variant=corrupted.VARIANTS[kind], root=root)
+            for name, severity in there
+            if name in asked and severity in (config.severities or (1, 2, 3, 4, 5))
+        ]
+
+    def _part(self, geometry: Geometry, shown: Data, limit: int) -> Data:
+        """The first so many images of the subset that is shown; the same record where that is all of them."""
+        part = self._open(geometry, self.config.split, "test", limit)
+        return shown if len(self.source(part)) >= len(self.source(shown)) else part
 
     def _open(self, geometry: Geometry, split: str, default: str, limit: int) -> Data:
         """A record of images in the geometry that the encoder expects, with its digest."""
@@ -150,6 +245,23 @@ class Stock:
         if wanted == shown.split or (wanted == "train" and wanted not in there):
             return None
         return self._open(geometry, wanted, wanted, self.config.fit_limit)
+
+    def _given(self, model: Model, shown: Data) -> Judge | None:
+        """The judge whose head lies in the file that the model names; None where it names none."""
+        if not model.head:
+            return None
+        found, encoder, source = read_head(model.head), self.encoder(model), self.source(shown)
+        require_labels(source)
+        level = model.head_level or found.level or "pooled"
+        have, want = tuple(found.linear.weight.shape), (len(source.classes), encoder.dims(level))
+        if have != want:
+            raise ConfigError(
+                f"{model.head} holds a head of {have[1]} features for {have[0]} classes; {encoder.name} has {want[1]} at "
+                f"{level}, {self.config.data} has {want[0]} classes.",
+                next="Name the level that it reads (head_level in models), or leave the head out.",
+            )
+        self._heads[found.digest] = found.linear.to(self.device)
+        return Judge(task="classification", head="given", level=level, digest_of_head=found.digest)
 
     def _owns_head(self, encoder: Encoder, shown: Data) -> bool:
         wanted, source = self.config.head, self.source(shown)
@@ -173,9 +285,11 @@ class Stock:
             )
         return True
 
-    def _fitted(self, judge: Judge, model: Model) -> Task:
+    def _fitted(self, judge: Judge, model: Model, within: tuple[int, ...]) -> Task:
         if judge.head == "own":
-            return Classification()
+            return Classification(within=within)
+        if judge.head == "given":
+            return Classification(self._heads[judge.digest_of_head], judge.level, within=within)
         assert judge.fit is not None, "plan gives a fit to every judge without an own head"
         held = self._extracted(judge.fit, model, judge.level)
         if judge.task == "embedding":
@@ -183,7 +297,7 @@ class Stock:
         assert held.labels is not None, "_owns_head asked for labels"
         classes = len(self.source(judge.fit).classes)
         head = fit_linear(held.vectors, held.labels, classes=classes, seed=self.config.seed)
-        return Classification(head.to(self.device), judge.level)
+        return Classification(head.to(self.device), judge.level, within=within)
 
     def _extracted(self, fit: Data, model: Model, level: str) -> Extracted:
         """Features of the fit images, in memory and on disk under the digests of encoder, images and level."""

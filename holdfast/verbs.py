@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.configs import AttackConfig, BenchConfig, LsConfig, ProbeConfig, ReportConfig, RunConfig, TrainConfig
+from holdfast.configs import (
+    AttackConfig,
+    BenchConfig,
+    CorruptConfig,
+    LsConfig,
+    ProbeConfig,
+    ReportConfig,
+    RunConfig,
+    TrainConfig,
+)
 from holdfast.errors import ConfigError
 from holdfast.progress import Say
 from holdfast.progress import say as to_stderr
@@ -125,6 +134,24 @@ def bench(encoders: str | nn.Module | Sequence[str | nn.Module] = (), **fields: 
         return measure(config, handed, to_stderr)
 
 
+def corrupt(data: str, out: str, **fields: Any) -> Path:
+    """Write a corrupted copy of images in the layout of the official sets; an `out` that was begun is continued.
+
+    Args:
+        data: a folder, or a source, as everywhere.
+        out: folder to write to.
+        **fields: of `configs.CorruptConfig`: corruptions, severities, variant, storage, layout...
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConflictError: `out` was made with another config.
+        Interrupted: a signal came; what was written is whole.
+    """
+    return _corrupt(build(CorruptConfig, {"data": data, "out": out, **fields}), to_stderr)
+
+
 def report(runs: str | Path | Run | Sequence[str | Path | Run], out: str | Path = "", *, title: str = "") -> Path:
     """Draw the page, `results.csv` and `table.tex` from records.
 
@@ -178,7 +205,7 @@ def play(verb: str, config: Record, *, say: Say) -> int:
     """Do what a command line asks for.
 
     Args:
-        verb: demo, run, train, probe, attack, bench, report or ls.
+        verb: demo, run, train, probe, attack, bench, corrupt, report or ls.
         config: the verb's own.
         say: prints a line.
 
@@ -211,6 +238,14 @@ def _probe(config: ProbeConfig, say: Say) -> Path:
         raise ConfigError("No encoder was named.", next="holdfast probe ENCODER --data imgs/ --out runs/p")
     with threads_of(config.threads):
         return fit(config, say=say)
+
+
+def _corrupt(config: CorruptConfig, say: Say) -> Path:
+    from holdfast.corrupting import write
+    from holdfast.devices import threads_of
+
+    with threads_of(config.threads):
+        return write(config, say)
 
 
 def _run(config: RunConfig, say: Say) -> Path:
@@ -248,6 +283,11 @@ def _play_bench(config: BenchConfig, say: Say) -> list[str]:
     return [f"records  {found.folder}", f"next     holdfast report {found.folder}"]
 
 
+def _play_corrupt(config: CorruptConfig, say: Say) -> list[str]:
+    out = _corrupt(config, say)
+    return [f"written  {out}", f"next     holdfast bench ENCODER --data {config.data} --corrupted {out} --out runs/b"]
+
+
 def _play_report(config: ReportConfig, say: Say) -> list[str]:
     page = report(list(config.runs), config.out, title=config.title)
     return [f"page  {page}"]
@@ -279,6 +319,7 @@ _PLAYED: dict[str, Callable[[Any, Say], list[str]]] = {
     "probe": _play_probe,
     "attack": _play_attack,
     "bench": _play_bench,
+    "corrupt": _play_corrupt,
     "report": _play_report,
     "ls": _play_ls,
 }

@@ -60,12 +60,25 @@ def jpeg_compression(images: Tensor, parameters: tuple[float, ...], *, mode: str
     Returns:
         uint8 [b, h, w, 3].
     """
+    return through_jpeg(images, quality=int(parameters[0]))
+
+
+def through_jpeg(images: Tensor, *, quality: int) -> Tensor:
+    """To a JPEG file in memory (4:2:0) and back, on the CPU, image by image.
+
+    Args:
+        images: uint8 [b, h, w, 3].
+        quality: of Pillow, 1 to 95.
+
+    Returns:
+        uint8 [b, h, w, 3] on the device of `images`.
+    """
     decoded = []
     for image in images.cpu().numpy():
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=int(parameters[0]), subsampling="4:2:0")
+        Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         decoded.append(np.asarray(Image.open(file, formats=("JPEG",))))
-    return torch.from_numpy(np.stack(decoded)).to(images.device)
+    return torch.from_numpy(np.stack(decoded)).to(images.device) if decoded else images
 
 
 @lru_cache(maxsize=64)

@@ -4,10 +4,11 @@ Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Comm
 arXiv 1903.12261); the severity tables are those of the published sets, one per variant.
 
 A corruption depends on its image, its severity and its random field alone. Each image's field is drawn from its own
-key, so that no result depends on batch size, order, worker or device, and every encoder sees the same pixels.
-Arithmetic comes in two modes: `reference` follows the published definition in float64, `fast` differs from it by at
-most one of the 256 levels. The bench uses `fast`; a record does not name the mode. A result is truncated to uint8, as
-in the published sets, not rounded.
+key, so that no result depends on batch size, order, worker or device, and every encoder sees the same pixels; it holds
+the draws in the order of the published code, so that they can be injected. Arithmetic comes in two modes: `reference`
+follows the published definition in float64, `fast` differs from it by at most one of the 256 levels. A result is
+truncated to uint8, as in the published sets, not rounded; `storage="jpeg85"` then sends it through the JPEG file that
+ImageNet-C and Tiny-ImageNet-C are stored in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +29,11 @@ Parameters = tuple[float, ...]
 Draw = Callable[..., Tensor]
 
 MODES = ("fast", "reference")
+STORAGES = ("none", "jpeg85")
+TEXTURES = ("drawn", "published")
 
-_SIDES = MappingProxyType({"imagenet224": 224, "cifar32": 32})
-_FAMILIES = ("noise", "blur", "weather", "digital")
+_SIDES = MappingProxyType({"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299})
+_FAMILIES = ("noise", "blur", "weather", "digital", "extra")
 # On a CPU about one 224-pixel image at a time, so that its float32 copies stay in the cache; elsewhere as many as pay.
 _TILE_ON_CPU, _TILE_ELSEWHERE = 2**18, 2**26
 
@@ -40,14 +44,15 @@ class Entry:
 
     Attributes:
         name: as in `records.Corruption.name`, and in the folders of the published sets.
-        family: noise, blur, weather or digital.
-        apply: (uint8 [b, h, w, 3], parameters, *, mode, and `field` where there is a draw) -> levels [b, h, w, 3], not
-            yet clipped to 0..255 nor truncated.
+        family: noise, blur, weather, digital; or extra for the four validation corruptions, which are never in the mCE.
+        apply: (uint8 [b, h, w, 3], parameters, *, mode, and `field` where there is a draw, and what `resources` gives)
+            -> levels [b, h, w, 3]: uint8, or floating and not yet clipped to 0..255 nor truncated.
         draw: (keys [b], (height, width), *, parameters, parts) -> the random field, row i from key i; None where there
             is nothing random.
         severities: parameters of severities 1 to 5, per variant.
-        in_mce: one of the 15 corruptions of the mCE; the others are validation corruptions and never count there.
-        remark: (parameters, height, width) -> what to record about images of that size, or an empty string.
+        remark: (corruption, parameters, height, width) -> what a record must say, or an empty string.
+        resources: (corruption) -> further keyword arguments of `apply`; raises `ConfigError` where something that must
+            be installed or found is missing.
     """
 
     name: str
@@ -55,8 +60,13 @@ class Entry:
     apply: Callable[..., Tensor]
     draw: Draw | None
     severities: Mapping[str, tuple[Parameters, ...]]
-    in_mce: bool = True
-    remark: Callable[[Parameters, int, int], str] | None = None
+    remark: Callable[[Corruption, Parameters, int, int], str] | None = None
+    resources: Callable[[Corruption], Mapping[str, Any]] | None = None
+
+    @property
+    def in_mce(self) -> bool:
+        """One of the 15 corruptions of the mCE."""
+        return self.family != "extra"
 
 
 _ENTRIES: Mapping[str, Entry] = MappingProxyType(
@@ -66,7 +76,7 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
             Entry("gaussian_noise", "noise", noise.gaussian_noise, noise.draw_normals, noise.GAUSSIAN_NOISE),
             Entry("defocus_blur", "blur", blur.defocus_blur, None, blur.DEFOCUS_BLUR),
             Entry("fog", "weather", weather.fog, weather.draw_fog, weather.FOG, remark=weather.remark_on_fog),
-            Entry("brightness", "digital", digital.brightness, None, digital.BRIGHTNESS),
+            Entry("brightness", "weather", digital.brightness, None, digital.BRIGHTNESS),
             Entry("jpeg_compression", "digital", digital.jpeg_compression, None, digital.JPEG_COMPRESSION),
         )
     }
@@ -79,7 +89,7 @@ def names() -> tuple[str, ...]:
 
 
 def families() -> dict[str, tuple[str, ...]]:
-    """The corruptions of each family: noise, blur, weather, digital."""
+    """The corruptions of each family: noise, blur, weather, digital (the 15 of the mCE), and the four extra ones."""
     return {f: tuple(e.name for e in _ENTRIES.values() if e.family == f) for f in _FAMILIES}
 
 
@@ -98,43 +108,60 @@ def entry(name: str) -> Entry:
     return _ENTRIES[name]
 
 
-def corrupt(
-    images: Tensor, corruption: Corruption, keys: Tensor, *, field: Tensor | None = None, mode: str = "fast"
-) -> Tensor:
+def check(corruption: Corruption) -> None:
+    """Refuse what cannot be done, before a run rather than in it.
+
+    Raises:
+        ConfigError: an unknown name, severity, variant, mode, storage or textures; OpenCV or the published textures are
+            needed and not there, with what to type.
+    """
+    if corruption.root:  # made by others: any name
+        _severity(corruption)
+        return
+    found, _ = _looked_up(corruption)
+    if found.resources is not None:
+        found.resources(corruption)
+
+
+def corrupt(images: Tensor, corruption: Corruption, keys: Tensor, *, field: Tensor | None = None) -> Tensor:
     """Corrupt a batch.
 
     Args:
         images: uint8 [b, h, w, 3], levels 0 to 255, on any device; not changed.
-        corruption: which, how severe, by which table and seed. Severity 0 is the identity.
+        corruption: which, how severe, by which table and seed, in which arithmetic (`mode`), stored how. Severity 0 is
+            the identity, apart from the storage.
         keys: the row `key`, int64 [b]; image i depends on key i, never on its place.
         field: the random field of this batch, as `fields` gives it; None = drawn here.
-        mode: fast, or reference (float64; see the head of this file).
 
     Returns:
         uint8 [b, h, w, 3] on the device of `images`.
 
     Raises:
-        ConfigError: an unknown name, severity, variant or mode; keys or a field that do not belong to the images.
+        ConfigError: as `check`; keys or a field that do not belong to the images; a stage that is read from a folder.
         PixelError: images of another type or shape.
     """
-    _known("mode", mode, MODES)
+    if corruption.root:
+        raise ConfigError(
+            f"{corruption.name} of {corruption.root} is read from there, not made.", next='Leave root out: root="".'
+        )
     found, parameters = _looked_up(corruption)
     _check(images, keys, field)
     if parameters is None:
-        return images.clone()
+        return _stored(images.clone(), corruption)
     if found.draw is None and field is not None:
         raise ConfigError(
             f"{found.name} has nothing random.", asked="A field was given.", next="Leave `field` out, or pass None."
         )
+    given = found.resources(corruption) if found.resources is not None else {}
     result = torch.empty_like(images, memory_format=torch.contiguous_format)
     for rows in _tiles(images):
         drawn: dict[str, Tensor] = {}
         if found.draw is not None:
             tile = _drawn(found, corruption, keys[rows], images.shape[1:3]) if field is None else field[rows]
             drawn["field"] = tile.to(images.device)
-        levels = found.apply(images[rows], parameters, mode=mode, **drawn)
+        levels = found.apply(images[rows], parameters, mode=corruption.mode, **drawn, **given)
         result[rows] = levels if levels.dtype == torch.uint8 else levels.clamp_(0, 255).to(torch.uint8)
-    return result
+    return _stored(result, corruption)
 
 
 def fields(corruption: Corruption, keys: Tensor, height: int, width: int) -> Tensor | None:
@@ -159,27 +186,38 @@ def fields(corruption: Corruption, keys: Tensor, height: int, width: int) -> Ten
     return _drawn(found, corruption, keys, (height, width))
 
 
+def made_for(height: int, width: int) -> str:
+    """The variant whose published set has images of this size; empty where none has."""
+    return next((name for name, side in _SIDES.items() if (side, side) == (height, width)), "")
+
+
 def notes(corruption: Corruption, height: int, width: int) -> tuple[str, ...]:
     """What a record must say about this corruption on images of this size.
 
     Args:
-        corruption: name, severity and variant.
+        corruption: name, severity, variant and textures.
         height: of the images, in pixels.
         width: of the images, in pixels.
 
     Returns:
-        Sentences; empty where the images have the size that the variant was made for.
+        Sentences; empty where the images have the size that the variant was made for and nothing else is to be said.
 
     Raises:
         ConfigError: an unknown name, severity or variant.
     """
+    if corruption.root:
+        return ()
     found, parameters = _looked_up(corruption)
     side = _SIDES[corruption.variant]
-    if parameters is None or (height, width) == (side, side):
+    if parameters is None:
         return ()
     sizes = f"{corruption.variant} was made for images of {side} x {side} px; these are {height} x {width} px."
-    remark = found.remark(parameters, height, width) if found.remark else ""
-    return tuple(f"{found.name}: {text}" for text in (sizes, remark) if text)
+    remark = found.remark(corruption, parameters, height, width) if found.remark else ""
+    return tuple(f"{found.name}: {text}" for text in (sizes if (height, width) != (side, side) else "", remark) if text)
+
+
+def _stored(images: Tensor, corruption: Corruption) -> Tensor:
+    return digital.through_jpeg(images, quality=85) if corruption.storage == "jpeg85" else images
 
 
 def _drawn(found: Entry, corruption: Corruption, keys: Tensor, shape: Iterable[int]) -> Tensor:
@@ -193,13 +231,20 @@ def _looked_up(corruption: Corruption) -> tuple[Entry, Parameters | None]:
     """The entry and the parameters of the severity; None for severity 0, the identity."""
     found = entry(corruption.name)
     _known("variant", corruption.variant, _SIDES)
+    _known("mode", corruption.mode, MODES)
+    _known("storage", corruption.storage, STORAGES)
+    _known("kind of texture", corruption.textures, TEXTURES)
+    _severity(corruption)
+    return found, found.severities[corruption.variant][corruption.severity - 1] if corruption.severity else None
+
+
+def _severity(corruption: Corruption) -> None:
     if not isinstance(corruption.severity, int) or corruption.severity not in range(6):
         raise ConfigError(
             "There are severities 1 to 5, and 0 for the clean image.",
-            asked=f"{found.name} at severity {corruption.severity!r}.",
+            asked=f"{corruption.name} at severity {corruption.severity!r}.",
             next="Write severity: 3.",
         )
-    return found, found.severities[corruption.variant][corruption.severity - 1] if corruption.severity else None
 
 
 def _known(what: str, word: str, known: Iterable[str]) -> None:

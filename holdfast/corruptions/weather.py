@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
+from holdfast.records import Corruption
 
 # (thickness, decay of the swells from one level of the map to the next, side of the map in pixels)
 FOG: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -93,7 +94,7 @@ def swells(field: Tensor, *, side: int, decay: float) -> Tensor:
     return grid.div_(grid.amax((1, 2), keepdim=True))
 
 
-def remark_on_fog(parameters: tuple[float, ...], height: int, width: int) -> str:
+def remark_on_fog(corruption: Corruption, parameters: tuple[float, ...], height: int, width: int) -> str:
     """Say where the map is larger than the variant's; empty where it is not."""
     side = int(parameters[2])
     n = _map_side(side, height, width)

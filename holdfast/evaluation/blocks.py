@@ -25,7 +25,7 @@ from holdfast.errors import TrustError
 from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
 from holdfast.records import Attack, Cell, Corruption, Data, Model
-from holdfast.tasks.task import Task, still, victim
+from holdfast.tasks.task import PIXELS, Task, still, victim
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 KEPT_BYTES = 512 << 20
@@ -41,7 +41,9 @@ class Bench:
         source: opens images.
         encoder: loads an encoder, on the device, once.
         task: the judge of a cell with its head, once.
+        partner: opens the corrupted versions of images that a folder holds.
         device: where pixels go.
+        shown: classes that galleries show besides those chosen by rule.
         check: called before each chunk; raises `Interrupted` to stop.
         forwards: images forwarded so far.
         backwards: images back-propagated so far.
@@ -51,7 +53,9 @@ class Bench:
     source: Callable[[Data], Source]
     encoder: Callable[[Model], Encoder]
     task: Callable[[Cell], Task]
+    partner: Callable[[Data, Corruption], Source]
     device: torch.device
+    shown: tuple[str, ...] = ()
     check: Callable[[], None] = lambda: None
     forwards: int = 0
     backwards: int = 0
@@ -118,10 +122,10 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench) -> dict[str, Ou
         TrustError: an outcome is not finite, or an attack left its ball.
     """
     parts: dict[str, list[Outcomes]] = {cell.id: [] for cell in job.cells}
-    for batch in bench.batches(job.data, indices, chunk):
+    for at, batch in enumerate(bench.batches(job.data, indices, chunk)):
         bench.check()
         pixels, rows = padded(batch, chunk, bench.device)
-        made = make(job, pixels, rows, bench)
+        made = make(job, pixels, rows, bench, given=given(job, indices[at * chunk :][: len(batch.ids)], chunk, bench))
         views = Views(bench, (tuple(batch.ids), chunk), made.clean)
         for cell in job.cells:
             found = _judged(cell, made, rows, views)
@@ -144,6 +148,8 @@ class Views:
 
     def see(self, encoder: Encoder, digest: str, task: Task) -> See:
         """As `tasks.task.seer`, from what was computed before."""
+        if task.level == PIXELS:
+            return lambda pixels: task.read(encoder, pixels)
         return lambda pixels: task.read(encoder, self._vector(encoder, digest, task.level, pixels))
 
     def _vector(self, encoder: Encoder, digest: str, level: str, pixels: Tensor) -> Tensor:
@@ -175,17 +181,40 @@ def padded(batch: Batch, chunk: int, device: torch.device) -> tuple[Tensor, Rows
     return batch.pixels[at].to(device), {name: row[at].to(device) for name, row in batch.rows.items()}
 
 
-def make(job: Job, clean: Tensor, rows: Rows, bench: Bench) -> Made:
-    """The pixels that a job judges: corrupted, then attacked, where it has such stages."""
+def given(job: Job, indices: Sequence[int], chunk: int, bench: Bench) -> Tensor | None:
+    """The corrupted images of a chunk, padded, where a folder holds them; None where they are made here."""
+    stage = next((s for s in job.stages if isinstance(s, Corruption) and s.root), None)
+    if stage is None or stage.root == job.data.root:
+        return None
+    (batch,) = batches(bench.partner(job.data, stage), size=len(indices), indices=indices)
+    return padded(batch, chunk, bench.device)[0]
+
+
+def make(job: Job, clean: Tensor, rows: Rows, bench: Bench, *, given: Tensor | None) -> Made:
+    """The pixels that a job judges: corrupted, then attacked, where it has such stages.
+
+    Args:
+        job: what is measured.
+        clean: pixels of the chunk, padded; the corrupted ones where the job's data is a corrupted set itself.
+        rows: of the chunk.
+        bench: images, encoders, tasks.
+        given: as the function `given` found it.
+    """
     before, after, found = clean, clean, None
     for stage in job.stages:
         if isinstance(stage, Corruption):
-            before = after = corrupted(after, stage, rows)
+            before = after = _under(stage, after, rows, given)
         else:
             before = after
             found = attacked(job, stage, clean, before, rows, bench)
             after = found.pixels
     return Made(clean, before, after, after if found is None else (after * 255).round() / 255, found)
+
+
+def _under(stage: Corruption, pixels: Tensor, rows: Rows, given: Tensor | None) -> Tensor:
+    if not stage.root:
+        return corrupted(pixels, stage, rows)
+    return pixels if given is None else given
 
 
 def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:

@@ -31,8 +31,11 @@ def estimate(todo: Sequence[Job], bench: Bench, fits: Sequence[tuple[Model, Data
     seconds = sum(clock.forward(model, data) * len(bench.source(data)) for model, data in fits)
     for job in todo:
         n, models = len(bench.source(job.data)), {cell.encoder.digest(): cell.encoder for cell in job.cells}
+        looks = sum(2 for cell in job.cells if cell.judge.task == "saliency")
         for model in models.values():
             seconds += n * clock.forward(model, job.data)
+            # Grad-CAM of the clean and of the changed image.
+            seconds += n * looks * clock.gradient(model, job.data)
         for stage in job.stages:
             if isinstance(stage, Corruption):
                 seconds += n * clock.corruption(stage, job.data)
@@ -80,10 +83,16 @@ class _Clock:
 
     def corruption(self, stage: Corruption, data: Data) -> float:
         """Of one corruption at this severity."""
+        if stage.root:
+            return self._read(data)
         pixels, rows = self._pixels(data)
         return self._timed(
             ("corruption", stage.name, str(stage.severity), *self._shape(data)), lambda: corrupted(pixels, stage, rows)
         )
+
+    def _read(self, data: Data) -> float:
+        self._pixels(data)
+        return self._known[("read", data.digest())]
 
     def _timed(self, key: _Key, work: Callable[[], object]) -> float:
         if key not in self._known:

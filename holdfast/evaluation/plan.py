@@ -11,7 +11,9 @@ import msgspec
 from holdfast.attacks.executor import SMALLEST
 from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
+from holdfast.corruptions.table import families
 from holdfast.corruptions.table import names as corruption_names
+from holdfast.corruptions.frost import find_published
 from holdfast.errors import ConfigError, nearest
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
 from holdfast.tasks.classification import Classification
@@ -29,17 +31,17 @@ class Suite(Record, frozen=True, kw_only=True):
         version: raised whenever a number of it would change.
         limit: images; 0 = all.
         attack_limit: of them attacked; 0 = all.
-        corruptions: names; empty = all that exist.
+        corruptions: names.
         severities: of each.
         attacks: each with its epsilon.
         about: in one line.
     """
 
     name: str
-    version: int = 1
+    version: int = 2
     limit: int
     attack_limit: int
-    corruptions: tuple[str, ...] = ()
+    corruptions: tuple[str, ...]
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     attacks: tuple[Attack, ...] = ()
     about: str
@@ -59,6 +61,7 @@ def _against(
     ]
 
 
+_FIFTEEN = tuple(name for family, members in families().items() if family != "extra" for name in members)
 _HEADS, _VECTORS = Classification(), Embedding()
 _LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 SUITES: dict[str, Suite] = {
@@ -68,13 +71,15 @@ SUITES: dict[str, Suite] = {
             name="quick",
             limit=500,
             attack_limit=200,
+            corruptions=_FIFTEEN,
             attacks=_grid(_LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20))),
-            about="500 images, 200 of them attacked with PGD-20 and EmbedAttack on six Linf radii: a first look",
+            about="500 images, 15 corruptions, 200 images attacked with PGD-20 and EmbedAttack on six Linf radii: a first look",
         ),
         Suite(
             name="standard",
             limit=5000,
             attack_limit=1000,
+            corruptions=corruption_names(),
             attacks=_grid(
                 _LINF,
                 (
@@ -82,12 +87,13 @@ SUITES: dict[str, Suite] = {
                     *_against(_VECTORS, "embedding", steps=20),
                 ),
             ),
-            about="5,000 images, 1,000 of them attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
+            about="5,000 images, 19 corruptions, 1,000 images attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
         ),
         Suite(
             name="full",
             limit=0,
             attack_limit=0,
+            corruptions=corruption_names(),
             attacks=_grid(
                 _LINF,
                 (
@@ -95,7 +101,15 @@ SUITES: dict[str, Suite] = {
                     *_against(_VECTORS, "embedding", steps=50, restarts=2),
                 ),
             ),
-            about="every image, PGD-100 with five restarts on two harms, EmbedAttack with 50 steps twice",
+            about="every image, 19 corruptions, PGD-100 with five restarts on two harms, EmbedAttack with 50 steps twice",
+        ),
+        Suite(
+            name="corruptions",
+            limit=0,
+            attack_limit=0,
+            corruptions=corruption_names(),
+            attacks=(),
+            about="every image, 19 corruptions at five severities, no attack",
         ),
     )
 }
@@ -110,6 +124,10 @@ class Subject(NamedTuple):
         attacked: the subset of them that is attacked.
         fit: what heads and banks are fitted on; None = there is no such split, and the bank is made of `images`.
         own_head: whether the checkpoint's own head judges classification.
+        given_head: the judge of classification whose head lies in a file; None = there is no such file.
+        looked_at: the subset whose saliency is recorded; None = none.
+        folder: images and corruption of every condition of an official set; empty = corruptions are made here.
+        clean: whether there are clean images; without them nothing but accuracy under corruption can be measured.
     """
 
     model: Model
@@ -117,6 +135,10 @@ class Subject(NamedTuple):
     attacked: Data
     fit: Data | None
     own_head: bool
+    given_head: Judge | None = None
+    looked_at: Data | None = None
+    folder: tuple[tuple[Data, Corruption], ...] = ()
+    clean: bool = True
 
 
 class Job(NamedTuple):
@@ -143,11 +165,13 @@ def settled(config: BenchConfig) -> BenchConfig:
     """The config with everything that was left to the suite written out.
 
     Raises:
-        ConfigError: an unknown suite or corruption; a norm without radii; an attack that cannot be.
+        ConfigError: an unknown suite or corruption; a norm without radii; an attack that cannot be; published textures
+            that are not there.
     """
     chosen = suite(config.suite)
-    corruptions = chosen.corruptions or corruption_names()
-    if config.corruptions is not None:
+    # The names in a folder are its own; they are looked at where it is opened.
+    corruptions = config.corruptions or () if config.corrupted else chosen.corruptions
+    if config.corruptions is not None and not config.corrupted:
         corruptions = _corruptions(config.corruptions)
     if config.chunk < SMALLEST or config.block < 1:
         raise ConfigError(
@@ -165,11 +189,19 @@ def settled(config: BenchConfig) -> BenchConfig:
         tasks=tuple(dict.fromkeys(config.tasks)),
         corruptions=tuple(dict.fromkeys(corruptions)),
         severities=tuple(dict.fromkeys(severities)),
+        textures=textures(config.textures) if "frost" in corruptions and not config.corrupted else "drawn",
         attacks=_attacks(config, config.attacks or chosen.attacks),
         eps=None,
         steps=None,
         norm="",
     )
+
+
+def textures(asked: Literal["auto", "drawn", "published"]) -> Literal["drawn", "published"]:
+    """Which textures frost is made of: `auto` = the published ones where they are found."""
+    if asked == "auto":
+        return "published" if find_published() is not None else "drawn"
+    return asked
 
 
 def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
@@ -179,24 +211,41 @@ def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
         config: as `settled` returns it, with a `variant` where corruptions are asked for.
         subjects: the encoders with their images.
     """
-    variant = config.variant or "imagenet224"
-    corrupted: list[tuple[Stage, ...]] = [
-        (Corruption(name=name, severity=severity, variant=variant, seed=config.seed),)
-        for name in config.corruptions or ()
-        for severity in config.severities or ()
-    ]
     grid = []
     for subject in subjects:
         judges = [_judge(config, subject, task) for task in config.tasks]
-        for stages in [(), *corrupted]:
+        corrupted = subject.folder or tuple((subject.images, stage) for stage in made(config))
+        conditions: list[tuple[Data, tuple[Stage, ...]]] = [(subject.images, ())] if subject.clean else []
+        for data, stages in [*conditions, *((images, (stage,)) for images, stage in corrupted)]:
+            grid += [Cell(data=data, stages=stages, encoder=subject.model, judge=judge) for judge in judges]
+        if subject.looked_at is not None:
+            judge = _looker(config, subject)
             grid += [
-                Cell(data=subject.images, stages=stages, encoder=subject.model, judge=judge) for judge in judges
+                Cell(data=subject.looked_at, stages=stages, encoder=subject.model, judge=judge)
+                for stages in [(), *((stage,) for _, stage in corrupted)]
             ]
-        for attack in config.attacks:
+        for attack in config.attacks if subject.clean else ():
             grid += [
                 Cell(data=subject.attacked, stages=(attack,), encoder=subject.model, judge=judge) for judge in judges
             ]
     return grid
+
+
+def made(config: BenchConfig) -> list[Corruption]:
+    """The corruptions that are made here, one record per name and severity."""
+    return [
+        Corruption(
+            name=name,
+            severity=severity,
+            variant=config.variant or "imagenet224",
+            seed=config.seed,
+            mode=config.corruption_mode,
+            storage=config.storage,
+            textures="published" if name == "frost" and config.textures == "published" else "drawn",
+        )
+        for name in config.corruptions or ()
+        for severity in config.severities or ()
+    ]
 
 
 def jobs(grid: Sequence[Cell], *, shard: str = "") -> list[Job]:
@@ -237,9 +286,28 @@ def _shard(text: str) -> tuple[int, int]:
 def _judge(config: BenchConfig, subject: Subject, task: str) -> Judge:
     if task == "embedding":
         return Judge(task="embedding", head="bank", level=config.level, fit=subject.fit or subject.images)
+    if subject.given_head is not None:
+        return subject.given_head
     if subject.own_head:
         return Judge(task="classification", head="own")
     return Judge(task="classification", head="linear", level=config.level, fit=subject.fit)
+
+
+def _looker(config: BenchConfig, subject: Subject) -> Judge:
+    """The judge of saliency: through the head that judges classification, or, without one, the embedding."""
+    judge = _judge(config, subject, "classification")
+    has_head = judge.head in ("own", "given") or judge.fit is not None
+    target = config.saliency_target
+    if target == "auto":
+        target = "predicted" if "classification" in config.tasks and has_head else "similarity"
+    if target != "similarity" and not ("classification" in config.tasks and has_head):
+        raise ConfigError(
+            f"{subject.model.name} has no head here that could name a {target} class.",
+            next="Use --saliency-target similarity, or add --tasks classification.",
+        )
+    if target == "similarity":
+        return Judge(task="saliency", head="none", target=target, level=config.level)
+    return msgspec.structs.replace(judge, task="saliency", target=target)
 
 
 def _corruptions(asked: tuple[str, ...]) -> tuple[str, ...]:

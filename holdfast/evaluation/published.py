@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+from importlib import resources
 from typing import NamedTuple
 
-MCE_CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-"""The fifteen of the mCE. The other four are validation corruptions and never in it."""
+from holdfast.records import Record, read_json
 
 FAMILIES = {
-    "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
-    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
-    "weather": ("snow", "frost", "fog", "spatter"),
-    "digital": ("brightness", "contrast", "saturate", "elastic_transform", "pixelate", "jpeg_compression"),
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
 }
+"""The families of the published sets, in their order; extra = the four validation corruptions."""
+
+MCE_CORRUPTIONS = tuple(name for family, members in FAMILIES.items() if family != "extra" for name in members)
+"""The fifteen of the mCE. The other four are validation corruptions and never in it."""
+
+CORRUPTIONS = MCE_CORRUPTIONS + FAMILIES["extra"]
+"""All nineteen."""
+
+Rates = tuple[float, float, float, float, float]
 
 ALEXNET_SOURCE = (
     "AlexNet's top-1 errors on ImageNet-C, severities 1 to 5: README of hendrycks/robustness, October 2019 (removed in "
     "May 2020); Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261"
 )
 ALEXNET_CLEAN_ERROR = 0.435
-ALEXNET_ERRORS: dict[str, tuple[float, float, float, float, float]] = {
+ALEXNET_ERRORS: dict[str, Rates] = {
     "gaussian_noise": (0.69528, 0.82542, 0.93554, 0.98138, 0.99452),
     "shot_noise": (0.71224, 0.85108, 0.93574, 0.98182, 0.99146),
     "impulse_noise": (0.78374, 0.89808, 0.94870, 0.98720, 0.99548),
@@ -76,6 +71,56 @@ class Published(NamedTuple):
     data: str
     protocol: str
     source: str
+
+
+class Study(NamedTuple):
+    """One model of a study that published the error of every corruption and severity.
+
+    Attributes:
+        name: of the method, as its authors call it.
+        architecture: of the encoder.
+        epochs: of pre-training; None = not known.
+        weights: where the study had them from.
+        clean: error on clean images, a fraction, as the study quotes it.
+        errors: at severities 1 to 5, fractions, by corruption.
+        protocol: how they were measured.
+        comparable: whether these numbers may rank beside ours.
+        defects: what contaminates them, in sentences.
+        source: where they stand.
+    """
+
+    name: str
+    architecture: str
+    epochs: int | None
+    weights: str
+    clean: float
+    errors: dict[str, Rates]
+    protocol: str
+    comparable: bool
+    defects: tuple[str, ...]
+    source: str
+
+
+class _Model(Record, frozen=True, kw_only=True):
+    """A model as `study.json` has it; errors in per cent, as they were published."""
+
+    name: str
+    architecture: str
+    epochs: int | None
+    weights: str
+    clean_error: float
+    notes: tuple[str, ...]
+    errors: dict[str, Rates]
+
+
+class _File(Record, frozen=True, kw_only=True):
+    """`study.json`. No aggregate is in it: each is computed from the errors."""
+
+    source: str
+    protocol: str
+    comparable: bool
+    defects: tuple[str, ...]
+    models: tuple[_Model, ...]
 
 
 _MCE = "ImageNet-C as stored (JPEG quality 85), 50,000 images x 15 corruptions x 5 severities, over AlexNet's errors"
@@ -140,6 +185,37 @@ def published(metric: str, data: str) -> list[Published]:
     return [number for number in PUBLISHED if number.metric == metric and number.data == data]
 
 
+@functools.cache
+def published_corruption_studies() -> tuple[Study, ...]:
+    """Self-supervised encoders and a supervised one under 19 corruptions, as published (`study.json`, read once)."""
+    file = read_json(_File, resources.files("holdfast.evaluation").joinpath("study.json").read_bytes())
+    return tuple(
+        Study(
+            name=model.name,
+            architecture=model.architecture,
+            epochs=model.epochs,
+            weights=model.weights,
+            clean=_fraction(model.clean_error),
+            errors={name: _fractions(rates) for name, rates in model.errors.items()},
+            protocol=file.protocol,
+            comparable=file.comparable,
+            defects=file.defects + model.notes,
+            source=file.source,
+        )
+        for model in file.models
+    )
+
+
 def family(corruption: str) -> str:
-    """noise, blur, weather, digital; or other."""
+    """noise, blur, weather, digital, extra (the validation corruptions); or other."""
     return next((name for name, members in FAMILIES.items() if corruption in members), "other")
+
+
+def _fractions(rates: Rates) -> Rates:
+    one, two, three, four, five = (_fraction(rate) for rate in rates)
+    return one, two, three, four, five
+
+
+def _fraction(percent: float) -> float:
+    """Rounded, so that 51.3 % is 0.513 and not 0.5129999999999999."""
+    return round(percent / 100, 6)

@@ -17,16 +17,17 @@ import torch
 
 from holdfast import disk
 from holdfast.attacks.executor import SMALLEST
+from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import notes
-from holdfast.errors import CellsFailed, Interrupted, MemoryShortage
+from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
 from holdfast.evaluation import statistics
 from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
 from holdfast.evaluation.environment import environment
-from holdfast.evaluation.pictures import pictures
+from holdfast.evaluation.pictures import looks, pictures
 from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import Store
-from holdfast.progress import Bar
+from holdfast.progress import Bar, say
 from holdfast.records import Cell, Cost, Metric, Result
 from holdfast.signals import Stopping
 from holdfast.tasks.task import Task
@@ -73,6 +74,7 @@ def work(todo: Sequence[Job], run: Run) -> None:
     run.cells = sum(len(job.cells) for job in todo)
     run.done = sum(run.store.has(cell) for job in todo for cell in job.cells)
     disk.sweep(run.store.folder)
+    todo = _possible(todo, run)
     passes = [_passes(job, len(run.bench.source(job.data))) for job in todo]
     with Bar("bench", sum(passes)) as bar, Stopping(bar.say, ends="this batch") as stopping:
         held: list[Path] = []
@@ -98,6 +100,24 @@ def work(todo: Sequence[Job], run: Run) -> None:
             f"{run.failed} of {run.cells} cells failed; {run.done} are done.",
             next=f"holdfast ls {run.store.folder} --failed says why; the same command tries them again.",
         )
+
+
+def _possible(todo: Sequence[Job], run: Run) -> list[Job]:
+    """The jobs that can be done here; the cells of the others are recorded as failed before anything begins."""
+    possible = []
+    for job in todo:
+        stage = job.cells[0].corruption
+        missing = [cell for cell in job.cells if not run.store.has(cell)]
+        try:
+            if stage is not None and missing:
+                check_corruption(stage)
+            possible.append(job)
+        except UserError as error:
+            for cell in missing:
+                run.store.put(_failed(cell, run), {})
+            run.failed += len(missing)
+            say(f"failed: {condition(missing[0])} of {called(missing[0])}: {error}")
+    return possible
 
 
 def _attempt(job: Job, run: Run, bar: Bar) -> None:
@@ -138,6 +158,9 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
         if cell.attack is not None and cell.judge.task == cell.attack.through:
             show = partial(pictures, job, cell, whole, bench=run.bench)
             run.store.put_gallery(cell.id, _fitting(show, run, bar))
+        if cell.corruption is not None and cell.judge.task == "saliency":
+            look = partial(looks, job, cell, whole, bench=run.bench)
+            run.store.put_gallery(cell.id, _fitting(look, run, bar))
         run.store.put(_result(cell, whole, cost, chunk, run), whole)
     run.store.drop_blocks(name)
 

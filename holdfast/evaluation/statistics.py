@@ -1,4 +1,4 @@
-"""Intervals, paired differences, worst cases, crossings and mCE: arithmetic on per-image outcomes, NumPy alone.
+"""Intervals, paired differences, worst cases and crossings: arithmetic on per-image outcomes, NumPy alone.
 
 Every interval is at 95 %. Resampling is keyed, so that the same outcomes give the same interval on every machine.
 """
@@ -6,7 +6,7 @@ Every interval is at 95 %. Resampling is keyed, so that the same outcomes give t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from holdfast import draws
 from holdfast.errors import DataError
-from holdfast.evaluation.published import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, MCE_CORRUPTIONS
 from holdfast.records import Metric
 
 Array = npt.NDArray[Any]
@@ -58,24 +57,6 @@ class Crossing(NamedTuple):
     reason: str = ""
 
 
-class CorruptionErrors(NamedTuple):
-    """What fifteen corruptions at five severities amount to.
-
-    Attributes:
-        mce: mean corruption error relative to AlexNet, as a fraction (AlexNet = 1); absent with a reason.
-        relative: the same for the rise over the clean error.
-        plain: mean error over the corruptions that are there, not divided by anything.
-        each: CE of every corruption, as a fraction.
-        values: per-image parts whose mean is the mCE, [n]; empty where it is absent.
-    """
-
-    mce: Metric
-    relative: Metric
-    plain: Metric
-    each: dict[str, float]
-    values: Floats
-
-
 def wilson(k: int, n: int) -> tuple[float, float]:
     """Wilson's score interval for k of n (Wilson 1927): inside [0, 1], and never of width 0.
 
@@ -112,15 +93,37 @@ def bootstrap(
     else:
         single = values
         statistic = lambda drawn: np.array([single(row) for row in drawn])  # noqa: E731
-    if n < 1:
-        raise DataError("An interval over no images was asked for.")
-    generator = draws.numpy_generator("bootstrap", seed, n)
-    rows = max(1, _BYTES // (8 * n))
-    parts = [
-        statistic(generator.integers(n, size=(min(rows, resamples - first), n))) for first in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(parts), [0.025, 0.975], method="inverted_cdf")
+    low, high = ends(np.concatenate([statistic(drawn) for drawn in _resamples(n, seed, resamples)]))
     return float(low), float(high)
+
+
+def resampled_means(values: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
+    """Means of columns over the images that `bootstrap` draws: what is linear in them has its interval in `ends`.
+
+    Args:
+        values: [n, k], of the same images.
+        seed: as in `bootstrap`.
+        resamples: how many.
+
+    Returns:
+        [resamples, k].
+
+    Raises:
+        DataError: there are no images.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    counts = (
+        np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
+        for drawn in _resamples(n, seed, resamples)
+    )
+    return np.concatenate([count @ array for count in counts]) / n
+
+
+def ends(resampled: Floats) -> tuple[Floats, Floats]:
+    """Both ends of the 95 % percentile interval of resampled statistics [resamples, ...]."""
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0, method="inverted_cdf")
+    return low, high
 
 
 def mean(name: str, values: Array, *, higher_is_better: bool = True, unit: str = "fraction") -> Metric:
@@ -151,13 +154,30 @@ def match(ids_a: Array, ids_b: Array) -> tuple[Indices, Indices]:
     for ids in (ids_a, ids_b):
         if len(np.unique(ids)) != len(ids):
             raise DataError("An image id stands twice in one list of outcomes; they cannot be paired.")
-    if len(ids_a) == len(ids_b) and bool((ids_a == ids_b).all()):
+    if _same(ids_a, ids_b):
         same = np.arange(len(ids_a), dtype=np.int64)
         return same, same
     place = {name: at for at, name in enumerate(ids_b.tolist())}
     pairs = [(at, place[name]) for at, name in enumerate(ids_a.tolist()) if name in place]
     first, second = (np.array(side, dtype=np.int64) for side in (zip(*pairs) if pairs else ((), ())))
     return first, second
+
+
+def aligned(columns: Sequence[tuple[Array, Array]]) -> tuple[Array, list[Array]]:
+    """The images that all columns have, in the order of the shortest, and the columns on them.
+
+    Args:
+        columns: ids [n] and outcomes [n] of each; n may differ.
+
+    Raises:
+        DataError: an image is twice in one column.
+    """
+    ids = min((ids for ids, _ in columns), key=len)
+    match(ids, ids)
+    for other, _ in columns:
+        if not _same(ids, other):
+            ids = ids[match(ids, other)[0]]
+    return ids, [values if _same(ids, other) else values[match(ids, other)[1]] for other, values in columns]
 
 
 def paired_difference(a: Array, b: Array, *, seed: int = 0) -> Difference:
@@ -250,61 +270,15 @@ def cross(radii: Floats, accuracy: Floats, share: float = 0.5) -> float:
     return float(radii[at - 1] + along * (radii[at] - radii[at - 1]))
 
 
-def mean_corruption_error(
-    errors: Mapping[str, Mapping[int, Array]], clean: Array, *, reason: str = "", seed: int = 0
-) -> CorruptionErrors:
-    """mCE and relative mCE of Hendrycks and Dietterich 2019 over their 15 corruptions, and the plain mean error.
-
-    CE_c = sum_s E_cs / sum_s A_cs; relative CE_c = sum_s (E_cs - E_clean) / sum_s (A_cs - A_clean), A = AlexNet: ratios
-    of sums, averaged over the 15. Both are linear in the images, so that the bootstrap over images is exact.
-
-    Args:
-        errors: per-image errors (0 or 1, or any number) [n] by corruption and severity, of the same images.
-        clean: errors of the clean images, [n].
-        reason: why AlexNet's errors do not apply to these images; empty = they do.
-        seed: of the bootstrap.
-
-    Returns:
-        Fractions: AlexNet itself has mCE 1 (the literature writes 100).
-    """
-    base = np.asarray(clean, dtype=np.float64)
-    sums = {name: {s: np.asarray(e, dtype=np.float64) for s, e in by.items()} for name, by in errors.items()}
-    missing = [n for n in MCE_CORRUPTIONS if set(sums.get(n, {})) != {1, 2, 3, 4, 5}]
-    whole = [n for n in MCE_CORRUPTIONS if n not in missing]
-    each = {} if reason else {n: float(sum(e.mean() for e in sums[n].values()) / sum(ALEXNET_ERRORS[n])) for n in whole}
-    if missing and not reason:
-        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        reason = f"needs 15 corruptions at severities 1 to 5; {len(missing)} are missing ({shown})"
-    plain = _plain(sums, seed)
-    if reason:
-        absent = [Metric(name=name, reason=reason, higher_is_better=False) for name in ("mce", "relative_mce")]
-        return CorruptionErrors(absent[0], absent[1], plain, each, np.array([]))
-    mce, rise = np.zeros_like(base), np.zeros_like(base)
-    for name in whole:
-        total, theirs = np.stack(list(sums[name].values())).sum(0), sum(ALEXNET_ERRORS[name])
-        mce = mce + total / theirs
-        rise = rise + (total - 5 * base) / (theirs - 5 * ALEXNET_CLEAN_ERROR)
-    mce, rise = mce / len(whole), rise / len(whole)
-    relative = _error("relative_mce", rise, seed)
-    return CorruptionErrors(_error("mce", mce, seed), relative, plain, each, mce)
+def _resamples(n: int, seed: int, resamples: int) -> Iterator[Indices]:
+    """Drawn indices [some, n], in all `resamples` rows of them, as many at a time as fit into a little memory."""
+    if n < 1:
+        raise DataError("An interval over no images was asked for.")
+    generator = draws.numpy_generator("bootstrap", seed, n)
+    rows = max(1, _BYTES // (8 * n))
+    for first in range(0, resamples, rows):
+        yield generator.integers(n, size=(min(rows, resamples - first), n))
 
 
-def _plain(errors: Mapping[str, Mapping[int, Floats]], seed: int) -> Metric:
-    """Mean over corruptions of the mean over severities."""
-    per_corruption = [np.stack(list(by.values())).mean(0) for by in errors.values() if by]
-    if not per_corruption:
-        return Metric(name="mean_error", reason="no corruption was measured", higher_is_better=False)
-    return _error("mean_error", np.stack(per_corruption).mean(0), seed)
-
-
-def _error(name: str, values: Floats, seed: int) -> Metric:
-    low, high = bootstrap(values, seed=seed)
-    return Metric(
-        name=name,
-        value=float(values.mean()),
-        n=len(values),
-        low=low,
-        high=high,
-        higher_is_better=False,
-        interval=f"bootstrap {RESAMPLES}",
-    )
+def _same(ids_a: Array, ids_b: Array) -> bool:
+    return ids_a is ids_b or (len(ids_a) == len(ids_b) and bool((ids_a == ids_b).all()))

@@ -14,6 +14,10 @@ from holdfast.errors import ConfigError, nearest
 from holdfast.models.encoder import Encoder, frozen
 
 
+PIXELS = "pixels"
+"""The level of a task that reads the images themselves."""
+
+
 class Measure(NamedTuple):
     """How a task's number is read.
 
@@ -65,7 +69,7 @@ class Task(Protocol):
         ...
 
     def read(self, encoder: Encoder, vector: Tensor) -> Out:
-        """This task's outputs from the vector of its level, [b, d]; differentiable."""
+        """This task's outputs from the vector of its level, [b, d] (images [b, 3, h, w] at `PIXELS`); differentiable."""
         ...
 
     def score(self, out: Out, rows: Rows) -> Tensor:
@@ -91,6 +95,8 @@ class Task(Protocol):
 
 def seer(encoder: Encoder, task: Task) -> See:
     """The function from pixels to a task's outputs, closed over encoder and head."""
+    if task.level == PIXELS:
+        return lambda pixels: task.read(encoder, pixels)
     return lambda pixels: task.read(encoder, encoder.vector(pixels, task.level))
 
 
