@@ -21,7 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.corruptions import blur, digital, noise, weather
+from holdfast.corruptions import (
+    blur,
+    colour,
+    digital,
+    elastic,
+    frost,
+    glass,
+    motion,
+    noise,
+    snow,
+    spatter,
+    weather,
+    zoom,
+)
 from holdfast.errors import ConfigError, PixelError, nearest
 from holdfast.records import Corruption
 
@@ -74,10 +87,45 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
         e.name: e
         for e in (
             Entry("gaussian_noise", "noise", noise.gaussian_noise, noise.draw_normals, noise.GAUSSIAN_NOISE),
+            Entry("shot_noise", "noise", noise.shot_noise, noise.draw_words, noise.SHOT_NOISE),
+            Entry("impulse_noise", "noise", noise.impulse_noise, noise.draw_words, noise.IMPULSE_NOISE),
             Entry("defocus_blur", "blur", blur.defocus_blur, None, blur.DEFOCUS_BLUR),
+            Entry("glass_blur", "blur", glass.glass_blur, glass.draw_copies, glass.GLASS_BLUR),
+            Entry("motion_blur", "blur", motion.motion_blur, motion.draw_angle, motion.MOTION_BLUR),
+            Entry("zoom_blur", "blur", zoom.zoom_blur, None, zoom.ZOOM_BLUR),
+            Entry("snow", "weather", snow.snow, snow.draw_snow, snow.SNOW),
+            Entry(
+                "frost",
+                "weather",
+                frost.frost,
+                frost.draw_frost,
+                frost.FROST,
+                remark=frost.remark_on_frost,
+                resources=frost.frost_resources,
+            ),
             Entry("fog", "weather", weather.fog, weather.draw_fog, weather.FOG, remark=weather.remark_on_fog),
-            Entry("brightness", "weather", digital.brightness, None, digital.BRIGHTNESS),
+            Entry("brightness", "weather", colour.brightness, None, colour.BRIGHTNESS),
+            Entry("contrast", "digital", colour.contrast, None, colour.CONTRAST),
+            Entry(
+                "elastic_transform",
+                "digital",
+                elastic.elastic_transform,
+                elastic.draw_elastic,
+                elastic.ELASTIC_TRANSFORM,
+            ),
+            Entry("pixelate", "digital", digital.pixelate, None, digital.PIXELATE),
             Entry("jpeg_compression", "digital", digital.jpeg_compression, None, digital.JPEG_COMPRESSION),
+            Entry("speckle_noise", "extra", noise.speckle_noise, noise.draw_normals, noise.SPECKLE_NOISE),
+            Entry("gaussian_blur", "extra", blur.gaussian_blur, None, blur.GAUSSIAN_BLUR),
+            Entry(
+                "spatter",
+                "extra",
+                spatter.spatter,
+                spatter.draw_spatter,
+                spatter.SPATTER,
+                resources=spatter.spatter_resources,
+            ),
+            Entry("saturate", "extra", colour.saturate, None, colour.SATURATE),
         )
     }
 )

@@ -62,12 +62,15 @@ class Source(ABC):
         ids: one name per image, unique ("test/cat/0001.png", "test/00042").
         labels: one index into `classes` per image; None where the images have no labels.
         classes: names; empty where the images have no labels.
+        within: labels that can occur at all, sorted, where `classes` are more than the set has (ImageNet-A and -R hold
+            200 of 1,000); empty = all.
     """
 
     data: Data
     ids: list[str]
     labels: list[int] | None
     classes: tuple[str, ...]
+    within: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

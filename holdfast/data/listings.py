@@ -33,6 +33,7 @@ class Listing:
         files: path per image where each has its own file; empty otherwise.
         empty: class folders without an image.
         aliases: other names of classes (ImageNet: words for wnids), in lower case.
+        within: labels that can occur at all, sorted, where `classes` are more than the set has; empty = all.
     """
 
     ids: Sequence[str]
@@ -42,6 +43,7 @@ class Listing:
     files: Sequence[str] = ()
     empty: tuple[str, ...] = ()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    within: tuple[int, ...] = ()
 
     def spoken(self) -> str:
         """`10 classes, 9,469 images`."""
@@ -60,7 +62,7 @@ class Stored(Source):
         self._listing, self._indices = listing, list(indices)
         self.ids = [listing.ids[i] for i in indices]
         self.labels = None if labels is None else list(labels)
-        self.classes = listing.classes
+        self.classes, self.within = listing.classes, listing.within
         digest = fingerprint(self.ids, self.labels)
         if data.digest_of_images not in ("", digest):
             raise DataError(
@@ -174,7 +176,10 @@ def _of_classes(data: Data, listing: Listing) -> tuple[Listing, list[int], list[
     place = {listing.classes.index(name): label for label, name in enumerate(wanted)}
     kept = [i for i, label in enumerate(listing.labels) if label in place]
     labels = [place[listing.labels[i]] for i in kept]
-    return replace(listing, classes=tuple(wanted)), kept, labels
+    within = tuple(sorted(place[label] for label in listing.within if label in place))
+    # Where every class that is left can occur, nothing is to be said.
+    within = within if len(within) < len(wanted) else ()
+    return replace(listing, classes=tuple(wanted), within=within), kept, labels
 
 
 def _canonical(name: str, listing: Listing) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from holdfast.configs import OnImages
-from holdfast.data import folders, listings, official
+from holdfast.data import corrupted, folders, listings, official, shifts
 from holdfast.data.batches import Source
 from holdfast.errors import DataError, nearest
 from holdfast.records import Data
@@ -22,6 +22,8 @@ _READERS: Mapping[str, Callable[[Path], listings.Splits]] = {
     "folder": folders.class_folders,
     "flat": folders.flat,
     "imagenet": folders.wnid_folders,
+    **shifts.READERS,
+    **corrupted.READERS,
 }
 
 _LAYOUTS = {
@@ -36,6 +38,18 @@ _LAYOUTS = {
     "stl10": "stl10_binary/*_X.bin and *_y.bin; splits train, test, unlabeled (no labels): --data stl10:folder",
     "flowers102": "flowers-102/jpg, imagelabels.mat, setid.mat; splits train, val, test: --data flowers102:folder",
     "food101": "food-101/images/class/*.jpg, meta/train.json, meta/test.json: --data food101:folder",
+    "tiny_imagenet": "tiny-imagenet-200/ with wnids.txt, train/wnid/images, val/images, val/val_annotations.txt",
+    "imagenet_a": "the 200 wnid folders of ImageNet-A; official labels of 1,000: --data imagenet_a:folder",
+    "imagenet_r": "the 200 wnid folders of ImageNet-R; official labels of 1,000: --data imagenet_r:folder",
+    "imagenet_v2": "folders 0 to 999, the labels; or their parent, a split for each: --data imagenet_v2:folder",
+    "imagenet_sketch": "sketch/wnid/*.JPEG with the official labels of ImageNet-1k: --data imagenet_sketch:folder",
+    "cifar10_1": "cifar10.1_v6_data.npy and _labels.npy; splits v6, v4: --data cifar10_1:folder",
+    "imagenet_c": "corruption/severity/class/image, also below noise/, blur/...: --split fog/3; or --corrupted",
+    "imagenet_c_bar": "as imagenet_c, with the ten corruptions of ImageNet-C-bar: --split sparkles/3; or --corrupted",
+    "imagenet_3dcc": "as imagenet_c, with the twelve corruptions of ImageNet-3DCC: --split fog_3d/3; or --corrupted",
+    "tiny_imagenet_c": "as imagenet_c, 64 pixels; of other photographs than the val images of tiny_imagenet",
+    "cifar10_c": "corruption.npy uint8 [5 n, 32, 32, 3] and labels.npy (5 n, or n): --split fog/3; or --corrupted",
+    "cifar100_c": "as cifar10_c, with the fine labels of CIFAR-100: --split fog/3; or --corrupted",
 }
 
 
@@ -62,13 +76,14 @@ def parse(text: str) -> tuple[str, str]:
     kind, colon, root = text.partition(":")
     if colon and kind in _READERS:
         return kind, str(_folder(root, kind))
-    if colon and re.fullmatch(r"\w{2,}", kind) and not Path(text).exists():
+    if colon and re.fullmatch(r"[\w-]{2,}", kind) and not Path(text).exists():
         raise DataError(f"There is no source {kind!r}.", asked=f"Images of {text!r}.", next=nearest(kind, _LAYOUTS))
     if text in _READERS and not Path(text).exists():
         raise DataError(f"{text!r} needs a folder.", next=f"Type --data {text}:folder.")
     path = _folder(text, "")
     named = [name for name, marker in official.MARKERS.items() if marker in (path.name, *folders.subfolders(path))]
     sets = [name for name in named if _READERS[name](path)]
+    sets += [name for name in (shifts.kind_of(path), corrupted.kind_of(path)) if name is not None]
     if len(sets) > 1:
         raise DataError(f"{path} holds {' and '.join(sets)}.", next=f"Say which one: --data {sets[0]}:{path}.")
     if sets:
@@ -149,6 +164,8 @@ class Sides(Protocol):
 def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limit: int | None = None) -> Data:
     """The record of a verb's images, in the size that the encoder expects where nothing else was asked for.
 
+    Images of a corrupted set are taken as they are stored, whatever the encoder expects, unless a size was asked for.
+
     Args:
         config: of the verb.
         sides: what the encoder expects.
@@ -160,6 +177,9 @@ def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limi
         DataError: as `images`.
     """
     drawn = config.data == "scenes"
+    # Corrupted images were resized and cropped before they were corrupted: they are read as they are stored.
+    stored = not drawn and parse(config.data)[0] in corrupted.KINDS
+    size, resize = (0, 0) if stored else (sides.size, sides.resize)
     return images(
         config.data,
         split=split,
@@ -168,8 +188,8 @@ def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limi
         subset=config.subset,
         classes=config.classes,
         seed=config.seed,
-        size=config.size or sides.size,
-        resize=0 if drawn else config.resize or (0 if config.size else sides.resize),
+        size=config.size or size,
+        resize=0 if drawn else config.resize or (0 if config.size else resize),
         interpolation=sides.interpolation,
     )
 
@@ -193,7 +213,11 @@ def open_source(data: Data) -> Source:
         return Scenes(data)
     if data.source not in _READERS:
         raise DataError(f"There is no source {data.source!r}.", next=nearest(data.source, _LAYOUTS))
-    return listings.stored(data, _READERS[data.source](_folder(data.root, data.source)))
+    there = _READERS[data.source](_folder(data.root, data.source))
+    if data.source in corrupted.KINDS:
+        # Before the listing says what every split holds: here that would be millions of files.
+        corrupted.check(data.split, there, data.root)
+    return listings.stored(data, there)
 
 
 def splits(text: str) -> tuple[str, ...]:
@@ -223,7 +247,9 @@ def _own_split(kind: str, root: str, wanted: str) -> str:
         return wanted
     if "all" in there:
         return "all"
-    return "val" if wanted == "test" and "val" in there else wanted
+    if wanted == "test" and "val" in there:
+        return "val"
+    return there[0] if wanted == "test" and kind in shifts.READERS else wanted
 
 
 def _folder(text: str, kind: str) -> Path:

@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.evaluation import statistics
+from holdfast.evaluation import corrupted_cells, statistics
+from holdfast.evaluation.corruption_errors import SEVERITIES, CorruptionErrors
 from holdfast.evaluation.published import FAMILIES, family
 from holdfast.evaluation.rows import radius
-from holdfast.evaluation.statistics import CorruptionErrors, match, running_worst
+from holdfast.evaluation.statistics import aligned, running_worst
 from holdfast.evaluation.store import Run
 from holdfast.records import Attack, Data, Metric, Model, Result
 
@@ -68,6 +69,7 @@ class Subject:
     model: Model
     results: tuple[Result, ...]
     _curves: dict[tuple[str, str, str], Curve] = field(default_factory=dict, repr=False, compare=False)
+    _errors: list[tuple[Array, CorruptionErrors]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def images(self) -> str:
@@ -77,6 +79,12 @@ class Subject:
 
     def _data(self) -> list[Data]:
         return [r.cell.data for r in self.results]
+
+    @property
+    def failed(self) -> list[Result]:
+        """Its cells that failed."""
+        own = (_called(self.model), self.model.digest_of_weights)
+        return [r for r in self.run.failed if (_called(r.cell.encoder), r.cell.encoder.digest_of_weights) == own]
 
     def clean(self, task: str) -> Result | None:
         """The cell without stages, over the most images where there are several."""
@@ -147,7 +155,7 @@ def subjects(runs: Sequence[Run]) -> list[Subject]:
         grouped: dict[tuple[str, str], list[Result]] = {}
         for result in run.results:
             model = result.cell.encoder
-            key = (model.name or model.spec, model.digest_of_weights)
+            key = (_called(model), model.digest_of_weights)
             grouped.setdefault(key, []).append(result)
         for (name, _), results in grouped.items():
             done = tuple(r for r in results if r.status == "done")
@@ -215,11 +223,11 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     columns = [(0.0, *_column(subject, clean, outcome))] + [(_eps(r), *_column(subject, r, outcome)) for r in results]
     if any(values is None for _, _, values in columns):
         return nothing._replace(reason=f"{outcome.title} of {subject.name} was not recorded (no labels?)")
-    ids, aligned = _aligned([(who, values) for _, who, values in columns if values is not None])
+    ids, common = aligned([(who, values) for _, who, values in columns if values is not None])
     if len(ids) == 0:
         return nothing._replace(reason=f"clean and attacked cells of {subject.name} have no image in common")
     raw: dict[float, list[Array]] = {}
-    for (eps, _, _), values in zip(columns, aligned):
+    for (eps, _, _), values in zip(columns, common):
         raw.setdefault(eps, []).append(values)
     alone = {eps: statistics.worst_case(found, outcome.worse) for eps, found in raw.items()}
     running = running_worst(alone, outcome.worse)
@@ -230,74 +238,72 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
 def profiles(subject: Subject, outcome: Outcome) -> dict[str, Profile]:
     """Every corruption of an encoder, family by family in the order of the published sets.
 
-    Severity 0, the clean images, is there where a clean cell is.
+    Severity 0, the clean images, is there where a clean cell is; it is not in the mean. Where a severity was measured
+    several times (several seeds), its outcome is the mean per image.
     """
-    by_name: dict[str, dict[int, tuple[Array, Array]]] = {}
-    for result in subject.corrupted(outcome.task):
-        stage = result.cell.corruption
-        ids, values = _column(subject, result, outcome)
-        if stage is not None and values is not None:
-            by_name.setdefault(stage.name, {})[stage.severity] = (ids, values)
     clean = subject.clean(outcome.task)
     start = _column(subject, clean, outcome)[1] if clean is not None else None
+    by_name: dict[str, dict[int, tuple[Array, Array]]] = {}
+    for (name, severity), columns in _conditions(subject, outcome).items():
+        by_name.setdefault(name, {})[severity] = _averaged(columns)
     found = {}
     for name in sorted(by_name, key=_place):
         severities = {s: _mean(values, outcome) for s, (_, values) in sorted(by_name[name].items())}
         if start is not None:
             severities = {0: _mean(start, outcome), **severities}
-        _, aligned = _aligned(list(by_name[name].values()))
-        overall = _mean(np.stack(aligned).mean(0, dtype=np.float64), outcome)
+        _, common = aligned(list(by_name[name].values()))
+        overall = _mean(np.stack(common).mean(0, dtype=np.float64), outcome)
         found[name] = Profile(name, family(name), overall, severities)
     return found
 
 
 def corruption_errors(subject: Subject) -> tuple[Array, CorruptionErrors]:
-    """Ids, and mCE, relative mCE and the plain mean error of an encoder's classification; absent with a reason."""
-    clean = subject.clean("classification")
-    results = subject.corrupted("classification")
-    if clean is None or not results:
-        reason = (
-            "no clean image was judged by classification" if results else "no corruption was judged by classification"
-        )
-        return np.array([]), statistics.mean_corruption_error({}, np.array([]), reason=reason)
-    columns = [_column(subject, r, OUTCOMES["correct"]) for r in [clean, *results]]
-    ids, aligned = _aligned([(who, values) for who, values in columns if values is not None])
-    errors: dict[str, dict[int, Array]] = {}
-    for result, correct in zip(results, aligned[1:]):
-        stage = result.cell.corruption
-        if stage is not None:
-            errors.setdefault(stage.name, {})[stage.severity] = ~correct.astype(bool)
-    reason = _not_alexnet(results)
-    return ids, statistics.mean_corruption_error(errors, ~aligned[0].astype(bool), reason=reason)
+    """Ids, and mean errors, mCE and relative mCE of an encoder's classification; each absent with a reason."""
+    if not subject._errors:
+        clean = subject.clean("classification")
+        start = _column(subject, clean, OUTCOMES["correct"]) if clean is not None else None
+        columns = [(r.cell, _column(subject, r, OUTCOMES["correct"])) for r in subject.corrupted("classification")]
+        measured = [(cell, (ids, values)) for cell, (ids, values) in columns if values is not None]
+        failed = [r for r in subject.failed if r.cell.judge.task == "classification"]
+        base = (start[0], start[1]) if start is not None and start[1] is not None else None
+        subject._errors.append(corrupted_cells.errors(measured, base, failed))
+    return subject._errors[0]
 
 
 def mean_over_corruptions(subject: Subject, outcome: Outcome) -> tuple[Array, Array]:
     """Ids, and per image the mean over corruptions of the mean over severities; empty arrays where there are none."""
-    columns: dict[str, list[tuple[Array, Array]]] = {}
-    for result in subject.corrupted(outcome.task):
-        ids, values = _column(subject, result, outcome)
-        if values is not None and result.cell.corruption is not None:
-            columns.setdefault(result.cell.corruption.name, []).append((ids, values))
-    if not columns:
+    columns = _conditions(subject, outcome)
+    flat = [(name, pair) for (name, _), pairs in columns.items() for pair in pairs]
+    if not flat:
         return np.array([]), np.array([])
-    flat = [(name, pair) for name, pairs in columns.items() for pair in pairs]
-    ids, aligned = _aligned([pair for _, pair in flat])
+    ids, common = aligned([pair for _, pair in flat])
     grouped: dict[str, list[Array]] = {}
-    for (name, _), values in zip(flat, aligned):
+    for (name, _), values in zip(flat, common):
         grouped.setdefault(name, []).append(values)
     return ids, np.stack([np.stack(v).mean(0, dtype=np.float64) for v in grouped.values()]).mean(0)
 
 
-def _not_alexnet(results: Sequence[Result]) -> str:
-    """Why AlexNet's errors on ImageNet-C say nothing about these images; empty where they do."""
-    cell = results[0].cell
-    variants = {r.cell.corruption.variant for r in results if r.cell.corruption is not None}
-    if cell.data.source != "imagenet" or cell.data.classes:
-        what = f"a subset of {len(cell.data.classes)} classes" if cell.data.classes else cell.data.source
-        return f"AlexNet's errors belong to the 1000 classes of ImageNet; these images are {what}"
-    if variants != {"imagenet224"}:
-        return f"AlexNet's errors belong to the severities of imagenet224; these are {', '.join(sorted(variants))}"
-    return ""
+def _conditions(subject: Subject, outcome: Outcome) -> dict[tuple[str, int], list[tuple[Array, Array]]]:
+    """Ids and outcomes of every corruption and severity above 0, in as many columns as it was measured."""
+    found: dict[tuple[str, int], list[tuple[Array, Array]]] = {}
+    for result in subject.corrupted(outcome.task):
+        stage = result.cell.corruption
+        ids, values = _column(subject, result, outcome)
+        if stage is not None and stage.severity in SEVERITIES and values is not None:
+            found.setdefault((stage.name, stage.severity), []).append((ids, values))
+    return found
+
+
+def _averaged(columns: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """The only column, or the mean of several on their common images."""
+    if len(columns) == 1:
+        return columns[0]
+    ids, common = aligned(columns)
+    return ids, np.stack(common).mean(0, dtype=np.float64)
+
+
+def _called(model: Model) -> str:
+    return model.name or model.spec
 
 
 def _distinct(found: list[Subject]) -> list[Subject]:
@@ -319,15 +325,15 @@ def _distinct(found: list[Subject]) -> list[Subject]:
 
 def _column(subject: Subject, result: Result, outcome: Outcome) -> tuple[Array, Array | None]:
     held = subject.run.outcomes(result.id)
-    return held["id"], held.get(outcome.name)
+    return _ids(result, held["id"]), held.get(outcome.name)
 
 
-def _aligned(columns: Sequence[tuple[Array, Array]]) -> tuple[Array, list[Array]]:
-    """The images that all columns have, in the order of the shortest, and the columns on them."""
-    ids = min((ids for ids, _ in columns), key=len)
-    for other, _ in columns:
-        ids = ids[match(ids, other)[0]]
-    return ids, [values[match(ids, other)[1]] for other, values in columns]
+def _ids(result: Result, ids: Array) -> Array:
+    """Ids without the folder of the condition where a corrupted set is read by itself: fog/3/a.png is snow/1/a.png."""
+    stage = result.cell.corruption
+    if stage is None or result.cell.data.split != f"{stage.name}/{stage.severity}":
+        return ids
+    return np.array([name.removeprefix(f"{result.cell.data.split}/") for name in ids.tolist()])
 
 
 def _mean(values: Array, outcome: Outcome) -> Metric:

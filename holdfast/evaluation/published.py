@@ -100,6 +100,11 @@ class Study(NamedTuple):
     defects: tuple[str, ...]
     source: str
 
+    @property
+    def title(self) -> str:
+        """Method and architecture, different for every model."""
+        return f"{self.name} ({self.architecture})"
+
 
 class _Model(Record, frozen=True, kw_only=True):
     """A model as `study.json` has it; errors in per cent, as they were published."""

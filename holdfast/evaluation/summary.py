@@ -31,6 +31,21 @@ Array = npt.NDArray[Any]
 SHOWN_RADII = 4
 
 
+_ERRORS = {
+    "mean15": (
+        "mean error (15)",
+        "mean error over the 15 corruptions of the benchmark at severities 1 to 5, not divided; lower is better",
+        "mean_error_15",
+    ),
+    "mean19": (
+        "mean error (19)",
+        "the same with the four validation corruptions; lower is better",
+        "mean_error_19",
+    ),
+    "mce": ("mCE", "mean corruption error over 15 corruptions, AlexNet = 100; lower is better", "mce"),
+}
+
+
 class Evidence(NamedTuple):
     """A number with the per-image values behind it, so that two of them can be paired.
 
@@ -62,7 +77,7 @@ class Column(NamedTuple):
     """One measurement of all encoders.
 
     Attributes:
-        key: clean, corrupted, mce, worst, half, knn, quantile, flips.
+        key: clean, corrupted, mean15, mean19, mce, worst, half, knn, quantile, flips.
         title: in words.
         about: what it is, for a tooltip or a footnote.
         cells: one per subject, in their order.
@@ -92,11 +107,9 @@ def summary(seen: Sequence[Subject]) -> list[Column]:
             "mean over corruptions of the mean over severities",
             [(s, _corrupted(s)) for s in seen],
         ),
-        _column(
-            "mce",
-            "mCE",
-            "mean corruption error over 15 corruptions, AlexNet = 100; lower is better",
-            [(s, _mce(s)) for s in seen],
+        *(
+            _column(key, title, about, [(s, _errors(s, name)) for s in seen])
+            for key, (title, about, name) in _ERRORS.items()
         ),
     ]
     for norm in _norms(seen):
@@ -196,9 +209,9 @@ def _corrupted(subject: Subject) -> Evidence:
     return Evidence(statistics.mean("corrupted_accuracy", values), ids, values)
 
 
-def _mce(subject: Subject) -> Evidence:
+def _errors(subject: Subject, name: str) -> Evidence:
     ids, found = corruption_errors(subject)
-    return Evidence(found.mce, ids, found.values) if found.mce.value is not None else Evidence(found.mce)
+    return Evidence(found.metrics[name], *((ids, found.parts[name]) if name in found.parts else ()))
 
 
 def _attacked(subjects: Sequence[Subject], norm: str) -> list[Column]:

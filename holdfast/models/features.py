@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,20 @@ class Features(NamedTuple):
     prefix: dict[str, Tensor]
 
 
+class CamLayer(NamedTuple):
+    """A module at which Grad-CAM reads activations.
+
+    Attributes:
+        module: it runs on the way to the level.
+        side: which of its tensors is meant, the first input or the output.
+        prefix: leading tokens of [b, p + n, c] that are no patches; None = the tensor is a map [b, c, h, w].
+    """
+
+    module: nn.Module
+    side: Literal["input", "output"]
+    prefix: int | None
+
+
 class Reader(ABC):
     """Reads one kind of trunk; holds no weights.
 
@@ -53,6 +67,20 @@ class Reader(ABC):
     @abstractmethod
     def dims(self, level: str) -> int | None:
         """Width of the vector at a level, [b, width]; None where only a trial shows it."""
+
+    @abstractmethod
+    def cam_layer(self, level: str) -> CamLayer | None:
+        """Where Grad-CAM reads (Selvaraju et al. 2017): the last map, or the last patch tokens, before the level pools.
+
+        None = the map of the level itself (of `pooled`: that of `patch`), which `onwards` pools.
+
+        Raises:
+            ConfigError: the trunk has no such layer.
+        """
+
+    def onwards(self, seen: Tensor, level: str) -> Tensor:
+        """The vector [b, d] of a level from the map that it pools, where `cam_layer` is None."""
+        return seen.mean((2, 3))
 
     def check(self, levels: Sequence[str]) -> None:
         """Raise `ConfigError` for a level that the trunk has not; the nearest is named."""
@@ -97,6 +125,12 @@ class Opaque(Reader):
         """None: the module does not say."""
         return None
 
+    def cam_layer(self, level: str) -> CamLayer | None:
+        """What its last adaptive pooling averages, where no convolution comes after it; else the map that it gives."""
+        parts = [m for m in self.trunk.modules() if isinstance(m, (nn.AdaptiveAvgPool2d, nn.Conv2d))]
+        last = parts[-1] if parts else None
+        return CamLayer(last, "input", None) if isinstance(last, nn.AdaptiveAvgPool2d) else None
+
 
 class Maps(Reader):
     """A CNN, or a hierarchical transformer, in timm's dialect."""
@@ -133,10 +167,28 @@ class Maps(Reader):
             return self.channels[_numbers("stage", (level,))[0]]
         return _width(self.trunk) if level == "pooled" else int(self.trunk.num_features)
 
+    def cam_layer(self, level: str) -> CamLayer | None:
+        """The map itself; of a channels-last transformer (Swin) the second LayerNorm of its last block."""
+        if level.startswith("stage") or not self._channels_last():
+            return None
+        norms = [m for name, m in self.trunk.named_modules() if name.rpartition(".")[2] == "norm2"]
+        if not norms:
+            raise ConfigError(
+                f"{type(self.trunk).__name__} has no block with a norm2.", next=f'Use "{self.levels[-1]}".'
+            )
+        return CamLayer(norms[-1], "output", 0)
+
+    def onwards(self, seen: Tensor, level: str) -> Tensor:
+        """See `Reader`."""
+        return _pooled(self.trunk, seen) if level == "pooled" else seen.mean((2, 3))
+
     def _last(self, final: Tensor) -> Tensor:
         if final.ndim != 4:
             raise ConfigError("the last features of this encoder are no map.", next=f'Use "{self.levels[-1]}".')
-        return final.permute(0, 3, 1, 2) if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC" else final
+        return final.permute(0, 3, 1, 2) if self._channels_last() else final
+
+    def _channels_last(self) -> bool:
+        return getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
 
 
 class Tokens(Reader):
@@ -170,6 +222,16 @@ class Tokens(Reader):
         if level == "pooled":
             return _width(self.trunk)
         return int(self.trunk.embed_dim) * sum(_numbers("cls", (level,)) or [1])
+
+    def cam_layer(self, level: str) -> CamLayer | None:
+        """The first LayerNorm (the attention's input) of the block; where a level has several, of the first one."""
+        first = min(self._blocks((level,)), default=self.depth - 1)
+        norm = getattr(self.trunk.blocks[first], "norm1", None)
+        if not isinstance(norm, nn.Module):
+            raise ConfigError(
+                f"the blocks of {type(self.trunk).__name__} have no norm1.", next="Grad-CAM cannot read this encoder."
+            )
+        return CamLayer(norm, "output", int(self.trunk.num_prefix_tokens))
 
     def _blocks(self, levels: Sequence[str]) -> list[int]:
         last = max([int("patch" in levels), *_numbers("cls", levels)])

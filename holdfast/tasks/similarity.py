@@ -8,6 +8,7 @@ were moved (elastic transform, zoom, another crop) they say little.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -45,8 +46,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
             asked=f"SSIM slides a window of {WINDOW} x {WINDOW} px over both.",
             next="Leave SSIM out (PSNR has no window), or measure at a larger size.",
         )
-    tile = len(first) if first.is_cuda else max(1, _CACHED // first[0].numel())
-    return torch.cat([_ssim(x.double(), y.double()) for x, y in zip(first.split(tile), second.split(tile))]).float()
+    return torch.cat([_ssim(x, y) for x, y in _tiles(first, second)]).float()
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
@@ -64,8 +64,15 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
         PixelError: other types, ranges or shapes, or shapes that differ.
     """
     _check(first, second)
-    error = (first.double() - second.double()).square().mean((1, 2, 3))
+    error = torch.cat([(x - y).square_().mean((1, 2, 3)) for x, y in _tiles(first, second)])
     return (-10 * error.log10()).clamp_max(IDENTICAL_DB).float()
+
+
+def _tiles(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both batches in float64, a few images at a time on the CPU."""
+    tile = len(first) if first.is_cuda else max(1, _CACHED // first[0].numel())
+    for x, y in zip(torch.split(first, tile), torch.split(second, tile)):
+        yield x.double(), y.double()
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:

@@ -11,11 +11,21 @@ import numpy as np
 import references_blur
 import references_colour
 import references_digital
+import references_elastic
 import references_noise
+import references_snow
 import references_weather
 
-MODULES = (references_noise, references_blur, references_weather, references_colour, references_digital)
-ON_LEVELS = ("jpeg_compression",)
+MODULES = (
+    references_noise,
+    references_blur,
+    references_weather,
+    references_colour,
+    references_digital,
+    references_elastic,
+    references_snow,
+)
+ON_LEVELS = ("frost", "pixelate", "jpeg_compression")
 
 
 def reference(name, image, parameters, field=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.resources
 import json
 import pickle
 import struct
@@ -132,6 +133,96 @@ def food101(root: Path) -> list[str]:
     return ["images/apple_pie/1002.jpg", "images/waffles/1002.jpg"]
 
 
+WNIDS = ("n01443537", "n01629819", "n02085620")
+
+
+def corrupted(
+    root: Path,
+    names: Sequence[str] = ("fog", "snow"),
+    severities: Sequence[int] = (1, 3),
+    *,
+    classes: Sequence[str] = WNIDS[:2],
+    count: int = 3,
+    size: int = 16,
+    suffix: str = ".JPEG",
+) -> Path:
+    """corruption/severity/class/ILSVRC2012_val_00000001.JPEG, numbered through the classes; names may hold a family."""
+    for at, (name, severity) in enumerate((n, s) for n in names for s in severities):
+        for i, (label, _) in enumerate((label, k) for label in classes for k in range(count)):
+            path = root / name / str(severity) / label / f"ILSVRC2012_val_{i:08d}{suffix}"
+            save(path, noise(size, size, 3, seed=100 * at + i))
+    return root
+
+
+def cifar_c(
+    root: Path, names: Sequence[str] = ("fog", "snow"), *, n: int = 4, classes: int = 10, repeated: bool = True
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """corruption.npy and labels.npy; returns the arrays [5 n, 32, 32, 3] by name and the labels [n]."""
+    root.mkdir(parents=True, exist_ok=True)
+    arrays = {name: noise(5 * n, 32, 32, 3, seed=seed) for seed, name in enumerate(names)}
+    for name, array in arrays.items():
+        np.save(root / f"{name}.npy", array)
+    labels = (np.arange(n) * 7 + classes - 1) % classes
+    np.save(root / "labels.npy", np.tile(labels, 5) if repeated else labels)
+    return arrays, labels
+
+
+def two_hundred(kind: str) -> list[str]:
+    """The wnids of ImageNet-A or -R as timm lists them, by its other file: their places among the 1,000."""
+    info = importlib.resources.files("timm.data").joinpath("_info")
+    wnids = info.joinpath("imagenet_synsets.txt").read_text().split()
+    return [wnids[int(i)] for i in info.joinpath(f"{kind}_indices.txt").read_text().split()]
+
+
+def shifted(root: Path, kind: str) -> Path:
+    """The folders of ImageNet-A or -R, one image each; the set's own folder, not its parent."""
+    for i, wnid in enumerate(two_hundred(kind)):
+        save(root / wnid / f"0.{i:06d}_fox squirrel _ fox squirrel_0.5.jpg", noise(8, 8, 3, seed=i))
+    return root
+
+
+def imagenet_v2(root: Path, labels: Sequence[int] = (0, 1, 2, 9, 10, 11, 100, 999), version: str = "") -> Path:
+    """One image per label, its folder named by the number; returns the folder of the set."""
+    home = root / f"imagenetv2-{version or 'matched-frequency'}-format-val"
+    for label in labels:
+        save(home / str(label) / f"{label:040x}.jpeg", noise(8, 8, 3, seed=label))
+    return home
+
+
+def imagenet_sketch(root: Path) -> Path:
+    """Two official classes; returns the folder of the set."""
+    for i, wnid in enumerate(WNIDS):
+        for k in range(2):
+            save(root / "sketch" / wnid / f"sketch_{k}.JPEG", noise(8, 8, seed=10 * i + k))
+    return root / "sketch"
+
+
+def cifar10_1(root: Path, versions: Sequence[str] = ("v6", "v4"), n: int = 5) -> dict[str, np.ndarray]:
+    """Data and labels of each version; returns the images by version."""
+    root.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for seed, version in enumerate(versions):
+        found[version] = noise(n + seed, 32, 32, 3, seed=seed)
+        np.save(root / f"cifar10.1_{version}_data.npy", found[version])
+        np.save(root / f"cifar10.1_{version}_labels.npy", (np.arange(n + seed, dtype=np.int32) * 3 + seed) % 10)
+    return found
+
+
+def tiny_imagenet(root: Path) -> Path:
+    """Three classes listed out of order, four training images, three of val; returns the folder of the set."""
+    home = root / "tiny-imagenet-200"
+    listed = [WNIDS[2], WNIDS[0], WNIDS[1]]
+    for i, wnid in enumerate(listed):
+        for k in range(1 + (i == 0)):
+            save(home / "train" / wnid / "images" / f"{wnid}_{k}.JPEG", noise(64, 64, 3, seed=10 * i + k))
+        (home / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        save(home / "val" / "images" / f"val_{i}.JPEG", noise(64, 64, 3, seed=100 + i))
+    (home / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in listed))
+    rows = [f"val_{i}.JPEG\t{wnid}\t0\t0\t63\t63\n" for i, wnid in enumerate(listed)]
+    (home / "val" / "val_annotations.txt").write_text("".join(rows))
+    return home
+
+
 def _class_folders(root: Path) -> None:
     folders(root, {"train/cat": 4, "train/dog": 3, "test/cat": 5, "test/dog": 4})
 
@@ -156,4 +247,16 @@ TREES: dict[str, tuple[Callable[[Path], object], str]] = {
     "stl10": (stl10, "test"),
     "flowers102": (flowers102, "val"),
     "food101": (food101, "train"),
+    "tiny_imagenet": (tiny_imagenet, "train"),
+    "imagenet_a": (lambda root: shifted(root / "imagenet-a", "imagenet_a"), "test"),
+    "imagenet_r": (lambda root: shifted(root / "imagenet-r", "imagenet_r"), "test"),
+    "imagenet_v2": (imagenet_v2, "matched-frequency"),
+    "imagenet_sketch": (imagenet_sketch, "test"),
+    "cifar10_1": (cifar10_1, "v6"),
+    "imagenet_c": (corrupted, "fog/3"),
+    "imagenet_c_bar": (lambda root: corrupted(root, ("sparkles", "perlin_noise")), "sparkles/1"),
+    "imagenet_3dcc": (lambda root: corrupted(root, ("fog_3d",)), "fog_3d/3"),
+    "tiny_imagenet_c": (lambda root: corrupted(root, size=64), "snow/1"),
+    "cifar10_c": (cifar_c, "snow/5"),
+    "cifar100_c": (lambda root: cifar_c(root, classes=100), "fog/2"),
 }

@@ -9,15 +9,6 @@ import pytest
 
 from holdfast.errors import DataError
 from holdfast.evaluation import statistics as st
-from holdfast.evaluation.published import (
-    ALEXNET_CLEAN_ERROR,
-    ALEXNET_ERRORS,
-    FAMILIES,
-    MCE_CORRUPTIONS,
-    PUBLISHED,
-    family,
-    published,
-)
 
 
 @pytest.mark.parametrize(
@@ -165,70 +156,33 @@ def test_crossing_of_a_model_that_knows_nothing() -> None:
     assert found.value is None and "no clean image" in found.reason
 
 
-def alexnet(n: int = 3) -> dict[str, dict[int, np.ndarray]]:
-    return {c: {s + 1: np.full(n, e) for s, e in enumerate(ALEXNET_ERRORS[c])} for c in MCE_CORRUPTIONS}
+def test_columns_resampled_together_have_the_interval_that_each_has_alone() -> None:
+    rng = np.random.default_rng(8)
+    columns = np.stack([rng.random(300) < 0.3, rng.random(300) < 0.9], axis=1).astype(float)
+    low, high = st.ends(st.resampled_means(columns))
+    for at in range(2):
+        assert (low[at], high[at]) == pytest.approx(st.bootstrap(columns[:, at]), abs=1e-12)
+    mixed = columns @ [2.0, -0.5]
+    both = st.ends(st.resampled_means(columns) @ np.array([[2.0], [-0.5]]))
+    assert [float(end[0]) for end in both] == pytest.approx(list(st.bootstrap(mixed)), abs=1e-12)
 
 
-def test_alexnet_has_an_mce_of_100() -> None:
-    found = st.mean_corruption_error(alexnet(), np.full(3, ALEXNET_CLEAN_ERROR))
-    assert found.mce.value == pytest.approx(1.0)
-    assert found.relative.value == pytest.approx(1.0)
-    assert all(ce == pytest.approx(1.0) for ce in found.each.values())
-    assert found.plain.value == pytest.approx(0.7890, abs=5e-5)
+def test_resampling_in_parts_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = np.random.default_rng(1).random((64, 2))
+    whole = st.resampled_means(columns, resamples=40)
+    assert whole.shape == (40, 2)
+    monkeypatch.setattr(st, "_BYTES", 8 * 64 * 7)
+    assert st.resampled_means(columns, resamples=40) == pytest.approx(whole)
+    with pytest.raises(DataError, match="no images"):
+        st.resampled_means(np.zeros((0, 2)))
 
 
-def test_mce_is_the_mean_of_ratios_of_sums() -> None:
-    rng = np.random.default_rng(4)
-    errors = {c: {s: rng.random(50) < 0.4 for s in range(1, 6)} for c in MCE_CORRUPTIONS}
-    clean = rng.random(50) < 0.2
-    found = st.mean_corruption_error(errors, clean)
-    ratios, rises = [], []
-    for c in MCE_CORRUPTIONS:
-        ours = [errors[c][s].mean() for s in range(1, 6)]
-        ratios.append(sum(ours) / sum(ALEXNET_ERRORS[c]))
-        rises.append(sum(e - clean.mean() for e in ours) / sum(e - ALEXNET_CLEAN_ERROR for e in ALEXNET_ERRORS[c]))
-    assert found.mce.value == pytest.approx(np.mean(ratios))
-    assert found.relative.value == pytest.approx(np.mean(rises))
-    assert found.mce.low is not None and found.mce.high is not None
-    assert found.mce.low < np.mean(ratios) < found.mce.high
-    assert found.values.mean() == pytest.approx(np.mean(ratios))
-
-
-def test_validation_corruptions_never_enter_the_mce() -> None:
-    errors = alexnet() | {"spatter": {s: np.ones(3) for s in range(1, 6)}}
-    assert st.mean_corruption_error(errors, np.full(3, ALEXNET_CLEAN_ERROR)).mce.value == pytest.approx(1.0)
-
-
-def test_mce_is_absent_with_a_reason_where_a_severity_is_missing() -> None:
-    errors = alexnet()
-    del errors["fog"][3]
-    found = st.mean_corruption_error(errors, np.full(3, 0.4))
-    assert found.mce.value is None and "fog" in found.mce.reason
-    assert found.relative.value is None
-    assert found.plain.value is not None
-    assert "fog" not in found.each and "snow" in found.each
-
-
-def test_mce_is_absent_where_alexnet_does_not_apply() -> None:
-    found = st.mean_corruption_error(alexnet(), np.full(3, 0.4), reason="other images")
-    assert found.mce.reason == "other images" and found.each == {} and found.plain.value is not None
-
-
-def test_the_alexnet_table_has_the_published_averages() -> None:
-    averages = {
-        "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-        "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-        "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
-        "pixelate": 0.717840, "jpeg_compression": 0.606500, "speckle_noise": 0.845388, "gaussian_blur": 0.787108,
-        "spatter": 0.717512, "saturate": 0.658248,
-    }  # fmt: skip
-    assert {c: np.mean(e) for c, e in ALEXNET_ERRORS.items()} == pytest.approx(averages, abs=2e-6)
-    assert len(MCE_CORRUPTIONS) == 15
-    assert {c for members in FAMILIES.values() for c in members} == set(ALEXNET_ERRORS)
-    assert family("fog") == "weather" and family("rain") == "other"
-
-
-def test_every_published_number_has_protocol_and_source() -> None:
-    assert all(p.protocol and p.source and 0 <= p.value <= 1 for p in PUBLISHED)
-    assert {p.model for p in published("mce", "imagenet")} >= {"ResNet-50"}
-    assert published("mce", "cifar10") == []
+def test_aligned_keeps_the_images_that_all_have() -> None:
+    a, b = np.array(["x", "y", "z"]), np.array(["z", "q", "x"])
+    ids, (first, second) = st.aligned([(a, np.array([1, 2, 3])), (b, np.array([30, 0, 10]))])
+    assert ids.tolist() == ["x", "z"]
+    assert first.tolist() == [1, 3] and second.tolist() == [10, 30]
+    same, (only,) = st.aligned([(a, np.array([1, 2, 3]))])
+    assert same.tolist() == a.tolist() and only.tolist() == [1, 2, 3]
+    with pytest.raises(DataError, match="twice"):
+        st.aligned([(np.array(["x", "x"]), np.zeros(2))])
