@@ -1,8 +1,9 @@
 """`corrupt`: a corrupted copy of images on disk, in the layout of the official sets.
 
 Folders as in ImageNet-C (corruption/severity/class/image), arrays as in CIFAR-10-C (corruption.npy, uint8
-[5 n, h, w, 3], severity s in rows (s - 1) n to s n, and labels.npy). Every file is whole or absent, so that the same
-command continues; read back, the copy gives the numbers that the same corruptions give on the fly.
+[5 n, h, w, 3], severity s in rows (s - 1) n to s n; labels.npy; ids.txt with the name of each of the n). Every file is
+whole or absent, so that the same command continues; read back, the copy gives the numbers that the same corruptions
+give on the fly.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 import numpy as np
@@ -29,29 +30,13 @@ from holdfast.evaluation.blocks import spans
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.plan import textures
 from holdfast.progress import Bar, Say
-from holdfast.records import Corruption, Data, Environment, Record, build, to_yaml
+from holdfast.records import Copy, Corruption, build, to_yaml
 from holdfast.signals import Stopping
+from holdfast.subjects import RECORD
 
-RECORD = "corrupt.yaml"
 QUALITY = 85
 
-
-class Copy(Record, frozen=True, kw_only=True):
-    """What `corrupt.yaml` holds.
-
-    Attributes:
-        data: the images, with the digest of their list.
-        corruptions: every condition.
-        layout: folders or arrays.
-        environment: where it began.
-        warnings: in words.
-    """
-
-    data: Data
-    corruptions: tuple[Corruption, ...]
-    layout: str
-    environment: Environment
-    warnings: tuple[str, ...] = ()
+Layout = Literal["folders", "arrays"]
 
 
 def write(config: CorruptConfig, say: Say) -> Path:
@@ -84,16 +69,22 @@ def write(config: CorruptConfig, say: Say) -> Path:
         warnings=remarks,
     )
     _open(out, copy, replace=config.replace)
+    disk.sweep(out)
     for text in remarks:
         say(text)
     say(f"corrupt {len(source):,} images, {len(conditions)} conditions, {layout}")
     fill = _folders if layout == "folders" else _arrays
     with Bar("corrupt", len(source) * len(conditions)) as bar, Stopping(bar.say, ends="this block") as stopping:
-        fill(out, source, conditions, config, lambda by, done: (bar.advance(by), stopping.check(done)))
+
+        def tell(by: int, done: str) -> None:
+            bar.advance(by)
+            stopping.check(done)
+
+        fill(out, source, conditions, config, tell)
     return out
 
 
-def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption], str]:
+def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption], Layout]:
     data = images(
         config.data,
         split=config.split,
@@ -141,7 +132,8 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
         if stage.severity == 0:
             raise ConfigError("severity 0 is the clean image.", next="Severities are 1 to 5.")
         table.check(stage)
-    layout = config.layout if config.layout != "auto" else ("arrays" if _is_arrays(source) else "folders")
+    own: Layout = "arrays" if _is_arrays(source) else "folders"
+    layout = own if config.layout == "auto" else config.layout
     if layout == "arrays" and set(config.severities) != {1, 2, 3, 4, 5}:
         raise ConfigError(
             "An array of the official layout holds severities 1 to 5.", next="Leave --severities out, or --layout folders."
@@ -189,7 +181,7 @@ def _differing(old: Copy, new: Copy) -> str:
     return f"{len(old.corruptions)} conditions; you ask {len(new.corruptions)}"
 
 
-Tell = Callable[[int, str], object]
+Tell = Callable[[int, str], None]
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -242,6 +234,7 @@ def _encoded(pixels: Pixels8, storage: str) -> bytes:
 
 def _arrays(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> None:
     """corruption.npy, severity by severity: a severity is the piece that is redone after an interruption."""
+    disk.write(out / "ids.txt", "".join(f"{name}\n" for name in source.ids))
     if source.labels is not None:
         disk.write(out / "labels.npy", lambda file: np.save(file, np.array(list(source.labels or ()) * 5)))
     for name in dict.fromkeys(stage.name for stage in conditions):
@@ -256,8 +249,7 @@ def _arrays(out: Path, source: Source, conditions: Sequence[Corruption], config:
             disk.write(out / f"{name}.npy", _whole(parts))
         for part in parts:
             part.unlink(missing_ok=True)
-    if (out / ".parts").is_dir():
-        (out / ".parts").rmdir()
+    shutil.rmtree(out / ".parts", ignore_errors=True)
 
 
 def _severity(source: Source, stage: Corruption, config: CorruptConfig, tell: Tell) -> Callable[[BinaryIO], object]:

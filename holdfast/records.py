@@ -284,6 +284,24 @@ class Result(Record, frozen=True, kw_only=True):
         return next((m for m in self.metrics if m.name == name), None)
 
 
+class Copy(Record, frozen=True, kw_only=True):
+    """What `corrupt` wrote into a folder: its `corrupt.yaml`.
+
+    Attributes:
+        data: the images, with the digest of their list.
+        corruptions: every condition.
+        layout: folders (corruption/severity/class/image) or arrays (corruption.npy).
+        environment: where it began.
+        warnings: in words.
+    """
+
+    data: Data
+    corruptions: tuple[Corruption, ...]
+    layout: Literal["folders", "arrays"]
+    environment: Environment
+    warnings: tuple[str, ...] = ()
+
+
 # -- reading and writing -----------------------------------------------------------------------------------------------
 
 

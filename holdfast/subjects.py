@@ -18,7 +18,7 @@ from holdfast.evaluation.plan import Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
 from holdfast.models.heads import read_head
-from holdfast.records import Cell, Corruption, Data, Judge, Model
+from holdfast.records import Cell, Copy, Corruption, Data, Judge, Model, build
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.features import Extracted, cached
@@ -28,6 +28,7 @@ from holdfast.training.probe import fit_linear
 
 KEPT_ENCODERS = 4
 KEPT_PARTNERS = 2
+RECORD = "corrupt.yaml"
 
 
 class Stock:
@@ -93,11 +94,14 @@ class Stock:
         judge, model = cell.judge, cell.encoder
         if judge.task == "saliency":
             head = self._judge(self._of_saliency(judge), model, cell.data) if judge.head != "none" else None
+            source = self.source(cell.data)
             return Saliency(
                 encoder=self.encoder(model),
                 head=head.head if isinstance(head, Classification) else None,
                 target=judge.target or "similarity",
                 head_level=judge.level,
+                labelled=source.labels is not None,
+                size=min(source.read(0).pixels.shape[:2]),
             )
         return self._judge(judge, model, cell.data)
 
@@ -221,8 +225,18 @@ class Stock:
         for name in asked:
             if name not in names:
                 raise DataError(f'{text} has no corruption "{name}".', next=nearest(name, names))
+        own = _own_copy(Path(root))
         return [
-            Corruption(name=name, severity=severity, variant=corrupted.VARIANTS[kind], root=root)
+            own.get((name, severity))
+            or Corruption(
+                name=name,
+                severity=severity,
+                variant=corrupted.VARIANTS[kind],
+                mode="reference",
+                storage="none" if kind in ("cifar10_c", "cifar100_c") else "jpeg85",
+                textures="published",
+                root=root,
+            )
             for name, severity in there
             if name in asked and severity in (config.severities or (1, 2, 3, 4, 5))
         ]
@@ -312,6 +326,16 @@ class Stock:
         # Weights alone do not say how they are read: the whole record does, but for the name on the page.
         record = msgspec.structs.replace(model, name="")
         return self.heads / f"{record.digest()[:16]}-{read.digest()[:16]}.safetensors"
+
+
+def _own_copy(root: Path) -> dict[tuple[str, int], Corruption]:
+    """How a folder that `holdfast corrupt` wrote was made; nothing for the sets of others."""
+    path = root / RECORD
+    if not path.is_file():
+        return {}
+    copy = build(Copy, msgspec.yaml.decode(path.read_bytes()), origin=str(path))
+    made = (msgspec.structs.replace(stage, root=str(root)) for stage in copy.corruptions)
+    return {(stage.name, stage.severity): stage for stage in made}
 
 
 def _is_series(path: Path) -> bool:

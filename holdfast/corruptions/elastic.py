@@ -11,7 +11,7 @@ from torch.nn.functional import grid_sample
 
 from holdfast import draws
 
-# (alpha: pixels per unit of the smoothed noise, sigma of the Gaussian that smooths it, reach of the affine map in pixels).
+# (alpha: pixels per unit of the smoothed noise, sigma of its Gaussian, reach of the corners that make the affine map).
 # At 224 px the published code counts in units of 244. Its severity 2 is harder than its 3.
 ELASTIC_TRANSFORM: dict[str, tuple[tuple[float, ...], ...]] = {
     "imagenet224": (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,8 +39,15 @@ def draw_copies(
     """
     _, reach, passes = (int(p) for p in parameters)
     size = (passes, *(max(0, n - 2 * reach) for n in shape))
-    rows = [draws.counter(*parts, k).integers(0, 4 * reach**2, size, dtype=np.uint8) for k in keys.tolist()]
+    rows = [_codes(draws.counter(*parts, k), 4 * reach**2, size) for k in keys.tolist()]
     return torch.from_numpy(np.stack(rows) if rows else np.empty((0, *size), np.uint8)).to(keys.device)
+
+
+def _codes(source: np.random.Generator, high: int, size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Uniform in 0 ... high - 1: bytes, where these divide evenly, which is several times faster."""
+    if 256 % high:
+        return source.integers(0, high, size, dtype=np.uint8)
+    return np.frombuffer(source.bytes(math.prod(size)), np.uint8).reshape(size) & np.uint8(high - 1)
 
 
 def glass_blur(images: Tensor, parameters: tuple[float, ...], *, field: Tensor, mode: str) -> Tensor:
@@ -106,6 +115,6 @@ def _resolved(follows: Tensor) -> Tensor:
 def _steps(reach: int, width: int) -> tuple[Tensor, Tensor]:
     """Per number of a step how far it leads through the pixels of an image, and -1 where that is to a later one, which
     is visited before: int32 [4 * reach^2] each."""
-    dx, dy = np.divmod(np.arange(4 * reach**2, dtype=np.int32), 2 * reach) 
+    dx, dy = np.divmod(np.arange(4 * reach**2, dtype=np.int32), 2 * reach)
     step = (dy - reach) * width + dx - reach
     return torch.from_numpy(step), torch.from_numpy(-(step > 0).astype(np.int32))

@@ -133,7 +133,7 @@ def _creases(random: np.random.Generator, size: tuple[int, int]) -> Plane:
     margin = 30
     around = (size[0] + 2 * margin, size[1] + 2 * margin)
     sheet = np.zeros(around)
-    for cell, weight in ((40, 1), (20, 0.7), (10, 0.5), (5, 0.35), (3, 0.25)):
+    for cell, weight in ((40, 1), (20, 0.7), (10, 0.5), (5, 0.35), (3, 0.3), (2, 0.3)):
         sheet += weight * np.abs(_clouds(random, around, (cell,)))
     lit = sheet - np.roll(sheet, (2, 2), (0, 1))
     down, along = (

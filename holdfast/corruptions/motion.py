@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.corruptions.blur import whole_weights
+from holdfast.corruptions.blur import Array, whole_weights
 
 # (radius: the streak has 2 * radius + 1 taps, standard deviation of their weights), in pixels
 MOTION_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -21,8 +21,9 @@ MOTION_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
 
 # As in `blur`: a value that is a whole level counts as that level.
 _TIE = 1e-9
-# Bits of weight of the fast mode: with the 8 of a pixel they fill int32.
-_BITS = 23
+# Bits of weight of the fast mode. With the 8 of a pixel, 23 fill int32. A short streak, which would lose its far taps,
+# is summed in int64: in a flat region they alone decide on which side of a whole level the mean is.
+_FEW, _MANY = 23, 50
 
 
 def draw_angle(
@@ -79,13 +80,15 @@ def streak(images: Tensor, angles: list[float], *, radius: float, sigma: float, 
         if mode == "reference":
             levels = _weighted_sum(image.double(), steps, weights.tolist()).add_(_TIE)
         else:
-            whole = whole_weights(weights, 2**_BITS)
-            levels = _weighted_sum(image.to(torch.int32), steps, whole).bitwise_right_shift_(_BITS)
+            bits = _FEW if sigma >= 3 else _MANY
+            whole = image.to(torch.int32 if bits == _FEW else torch.int64)
+            levels = _weighted_sum(whole, steps, whole_weights(weights, 2**bits)).add_(round(_TIE * 2**bits))
+            levels.bitwise_right_shift_(bits)
         found.copy_(levels)
     return result
 
 
-def taps(angle: float, *, radius: float, sigma: float) -> tuple[list[tuple[int, int]], np.ndarray]:
+def taps(angle: float, *, radius: float, sigma: float) -> tuple[list[tuple[int, int]], Array]:
     """The pixels that a streak is the mean of.
 
     Tap i = 0 ... 2 * radius is at ceil(i * cos - 0.5) columns and ceil(i * sin - 0.5) rows from the pixel and weighs

@@ -20,7 +20,7 @@ from holdfast.attacks.executor import Found, pursue
 from holdfast.attacks.harm import Harm, Rows, See
 from holdfast.attacks.methods import build
 from holdfast.corruptions.table import corrupt
-from holdfast.data.batches import Batch, Source, batches
+from holdfast.data.batches import Batch, Source, batches, to_pixels
 from holdfast.errors import TrustError
 from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
@@ -221,7 +221,8 @@ def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:
     """A corruption of pixels in [0, 1]: to bytes, which is exact for decoded images, and back."""
     images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     changed = corrupt(images, corruption, rows["key"])
-    return changed.permute(0, 3, 1, 2).to(pixels.dtype) / 255
+    # In the layout of decoded images: kernels differ in the last digit from layout to layout.
+    return to_pixels(changed.permute(0, 3, 1, 2).contiguous())
 
 
 def attacked(job: Job, attack: Attack, clean: Tensor, start: Tensor, rows: Rows, bench: Bench) -> Found:

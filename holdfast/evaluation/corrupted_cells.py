@@ -84,11 +84,11 @@ def not_alexnet(cells: Sequence[Cell]) -> str:
 
 
 def remark(cells: Sequence[Cell]) -> str:
-    """In what corruptions made here deviate from the published sets; empty = in nothing known.
+    """In what corruptions deviate from the published sets; empty = in nothing known.
 
-    What is read from a folder is not judged: it is what the folder was made with.
+    Those of a folder are judged by what its stage says: the published way for an official set, else as it was made.
     """
-    made = [(cell, stage) for cell in cells for stage in [cell.corruption] if stage and not stage.root]
+    made = [(cell, stage) for cell in cells for stage in [cell.corruption] if stage]
     names = {stage.name for _, stage in made}
     said = []
     if any(stage.name == "frost" and stage.textures == "drawn" for _, stage in made):

@@ -45,6 +45,7 @@ OUTCOMES = {
     o.name: o
     for o in (
         Outcome("correct", "classification", "accuracy", "lower", "accuracy"),
+        Outcome("correct_within", "classification", "accuracy_within", "lower", "accuracy among the set's own classes"),
         Outcome("knn_correct", "embedding", "knn_accuracy", "lower", "kNN accuracy"),
         Outcome("cosine", "embedding", "cosine_drift", "higher", "cosine drift", "1 - cosine"),
         Outcome("quantile", "embedding", "quantile", "higher", "drift as a quantile of random pairs"),

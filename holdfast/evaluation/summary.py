@@ -102,6 +102,12 @@ def summary(seen: Sequence[Subject]) -> list[Column]:
     columns = [
         _column("clean", "clean accuracy", "of the images as they are", [(s, _clean(s, "correct")) for s in seen]),
         _column(
+            "within",
+            "clean accuracy, own classes",
+            "largest logit among the classes of the set alone (ImageNet-A and -R: 200 of 1000)",
+            [(s, _clean(s, "correct_within")) for s in seen],
+        ),
+        _column(
             "corrupted",
             "corrupted accuracy",
             "mean over corruptions of the mean over severities",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.harm import Out, Push, Rows, See
@@ -21,10 +22,13 @@ class Classification:
     Attributes:
         head: maps the vector of `level` [b, d] to logits [b, k]; None = the encoder's own head.
         level: features that the head reads.
+        within: the labels that can occur, where the images are of fewer classes than the head knows (ImageNet-A and -R:
+            200 of 1000); empty = all. Accuracy is then given twice: among all classes, and among these.
     """
 
     head: nn.Module | None = None
     level: str = "pooled"
+    within: tuple[int, ...] = ()
 
     @property
     def pushes(self) -> Mapping[str, Push]:
@@ -63,12 +67,20 @@ class Classification:
         return rows
 
     def outcome(self, out: Out, rows: Rows) -> dict[str, Tensor]:
-        """`correct`, `prediction`, `label`, `confidence` (softmax of the prediction), `margin`, `loss` (nats)."""
+        """`correct`, `prediction`, `label`, `confidence` (softmax of the prediction), `margin`, `loss` (nats).
+
+        With `within` also `correct_within`: whether the label has the largest logit among those that can occur.
+        """
         logits, label = out["logits"], rows["label"]
         lost = margin(logits, label)
         prediction = logits.argmax(1)
         confidence = logits.softmax(1).gather(1, prediction[:, None]).squeeze(1)
+        among = {}
+        if self.within:
+            known = torch.tensor(self.within, device=logits.device)
+            among = {"correct_within": known[logits[:, known].argmax(1)] == label}
         return {
+            **among,
             "correct": prediction == label,
             "prediction": prediction,
             "label": label,
@@ -78,9 +90,11 @@ class Classification:
         }
 
     def measures(self) -> tuple[Measure, ...]:
-        """Top-1 accuracy and mean cross-entropy."""
+        """Top-1 accuracy, that among the classes that can occur where they are fewer, and mean cross-entropy."""
+        among = (Measure("accuracy_within", "correct_within", higher_is_better=True),) if self.within else ()
         return (
             Measure("accuracy", "correct", higher_is_better=True),
+            *among,
             Measure("loss", "loss", higher_is_better=False, unit="nats"),
         )
 

@@ -6,12 +6,12 @@ A value that is a whole level counts as that level, as in the package: hence `TI
 import numpy as np
 from scipy import ndimage, signal
 
-TIE = 1e-12
+TIE = 1e-9 / 255
 
 
 def defocus_blur(x, radius, softening):
     kernel = disk(radius, softening)
-    return np.stack([ndimage.correlate(x[..., c], kernel, mode="mirror") for c in range(3)], axis=-1)
+    return np.stack([ndimage.correlate(x[..., c], kernel, mode="mirror") for c in range(3)], axis=-1) + TIE
 
 
 def defocus_blur_by_fft(x, radius, softening):

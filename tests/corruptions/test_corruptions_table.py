@@ -1,37 +1,20 @@
 """The table: names, severities, errors, remarks, and what a field is."""
 
+import io
+
+import msgspec
+import numpy as np
 import pytest
 import torch
 from corruption_references import photos
+from PIL import Image
+from published_severities import published
 
 from holdfast import draws
 from holdfast.corruptions import table
 from holdfast.errors import ConfigError, PixelError
+from holdfast.evaluation.published import CORRUPTIONS, FAMILIES, MCE_CORRUPTIONS
 from holdfast.records import Corruption
-
-# Copied from the published definition, not from the package: (imagenet224, cifar32).
-PUBLISHED = {
-    "gaussian_noise": (
-        [(0.08,), (0.12,), (0.18,), (0.26,), (0.38,)],
-        [(0.04,), (0.06,), (0.08,), (0.09,), (0.1,)],
-    ),
-    "defocus_blur": (
-        [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
-        [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
-    ),
-    "fog": (
-        [(1.5, 2, 256), (2, 2, 256), (2.5, 1.7, 256), (2.5, 1.5, 256), (3, 1.4, 256)],
-        [(0.2, 3, 32), (0.5, 3, 32), (0.75, 2.5, 32), (1, 2, 32), (1.5, 1.75, 32)],
-    ),
-    "brightness": (
-        [(0.1,), (0.2,), (0.3,), (0.4,), (0.5,)],
-        [(0.05,), (0.1,), (0.15,), (0.2,), (0.3,)],
-    ),
-    "jpeg_compression": (
-        [(25,), (18,), (15,), (10,), (7,)],
-        [(80,), (65,), (58,), (50,), (40,)],
-    ),
-}
 
 
 def asked(name="fog", severity=3, variant="cifar32", seed=0):
@@ -43,17 +26,19 @@ def batch(count=2, side=32):
 
 
 def test_severities_are_the_published_ones():
-    assert set(table.names()) == set(PUBLISHED)
-    for name, (large, small) in PUBLISHED.items():
-        assert table.entry(name).severities == {"imagenet224": tuple(large), "cifar32": tuple(small)}
+    expected = published()
+    assert set(table.names()) == set(expected)
+    for name, variants in expected.items():
+        found = table.entry(name).severities
+        assert set(found) == set(variants) == set(table.variants())
+        for variant, severities in variants.items():
+            assert found[variant] == severities, (name, variant)
 
 
-def test_every_name_is_in_one_family_and_in_the_mce():
-    assert list(table.families()) == ["noise", "blur", "weather", "digital"]
-    assert sorted(n for members in table.families().values() for n in members) == sorted(table.names())
-    assert table.families()["digital"] == ("brightness", "jpeg_compression")
-    assert all(table.entry(n).in_mce for n in table.names())
-    assert table.variants() == ("imagenet224", "cifar32")
+def test_names_stand_in_the_order_of_the_published_sets_in_five_families():
+    assert table.names() == CORRUPTIONS
+    assert table.families() == FAMILIES
+    assert tuple(n for n in table.names() if table.entry(n).in_mce) == MCE_CORRUPTIONS
 
 
 @pytest.mark.parametrize(
@@ -78,10 +63,11 @@ def test_what_does_not_exist_is_refused_with_a_hint(wrong, hint):
         assert str(error.value).startswith(hint)
 
 
-def test_an_unknown_mode_is_refused():
+def test_an_unknown_mode_or_storage_is_refused():
     images, keys = batch()
-    with pytest.raises(ConfigError, match=r'no mode "exact".*Known: fast, reference'):
-        table.corrupt(images, asked(), keys, mode="exact")
+    for field, wrong, known in (("mode", "exact", "fast, reference"), ("storage", "png", "jpeg85, none")):
+        with pytest.raises(ConfigError, match=rf'no {field} "{wrong}".*Known: {known}'):
+            table.corrupt(images, msgspec.structs.replace(asked(), **{field: wrong}), keys)
 
 
 def test_keys_and_fields_must_belong_to_the_images():
@@ -128,3 +114,24 @@ def test_a_field_depends_on_seed_name_severity_and_key_alone():
     assert table.fields(asked(name="brightness"), keys, 32, 32) is None
     assert table.fields(asked(severity=0), keys, 32, 32) is None
     assert table.fields(asked("gaussian_noise"), keys, 20, 31).shape == (2, 20, 31, 3)
+
+
+def test_storage_sends_the_result_through_the_jpeg_file_of_the_official_sets():
+    images, keys = batch()
+    plain = table.corrupt(images, asked(), keys)
+    stored = table.corrupt(images, msgspec.structs.replace(asked(), storage="jpeg85"), keys)
+    for one, other in zip(plain.numpy(), stored.numpy(), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "JPEG", quality=85, optimize=True)
+        assert (np.asarray(Image.open(file)) == other).all()
+    clean = table.corrupt(images, msgspec.structs.replace(asked(severity=0), storage="jpeg85"), keys)
+    assert not torch.equal(clean, images)
+
+
+def test_what_a_folder_holds_is_not_made():
+    images, keys = batch()
+    stage = msgspec.structs.replace(asked(name="plasma_noise"), root="set-c")
+    table.check(stage)
+    assert table.notes(stage, 99, 99) == ()
+    with pytest.raises(ConfigError, match="read from there"):
+        table.corrupt(images, stage, keys)

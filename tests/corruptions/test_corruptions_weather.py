@@ -21,7 +21,7 @@ def foggy(images, severity, variant, **more):
     return table.corrupt(images, corruption, draws.keys([str(i) for i in range(len(images))]), **more)
 
 
-@pytest.mark.parametrize(("side", "decay"), [(2, 3), (4, 2), (32, 3), (32, 1.75), (256, 1.4)])
+@pytest.mark.parametrize(("side", "decay"), [(2, 3), (4, 2), (32, 3), (32, 1.75), (64, 2.5), (256, 1.4)])
 def test_the_map_is_that_of_a_loop_over_pixels_with_the_same_draws(side, decay):
     field = uniforms(2, side)
     found = swells(torch.from_numpy(field), side=side, decay=decay).numpy()
@@ -76,6 +76,22 @@ def test_a_larger_image_gets_the_next_power_of_two():
         largest = images.max() / 255
         expected = 255 * (images[0] / 255 + 2 * layer) * largest / (largest + 2)
         found = foggy(images, 2, "imagenet224")[0].double()
+        assert (expected.clamp(max=255) - found).abs().max() < 1.001
+
+
+@pytest.mark.parametrize(
+    ("variant", "side"), [("imagenet224", 256), ("cifar32", 32), ("tiny64", 64), ("inception299", 512)]
+)
+def test_each_variant_has_a_map_of_its_own_size(variant, side):
+    images = torch.from_numpy(photos(1, side, side))
+    largest = images.max() / 255
+    for severity, (thickness, decay, _) in enumerate(table.entry("fog").severities[variant], start=1):
+        corruption = Corruption(name="fog", severity=severity, variant=variant)
+        field = table.fields(corruption, draws.keys(["0"]), side, side)
+        assert field.shape == (1, side * side - 1)
+        layer = torch.from_numpy(fog_map(field[0].double().numpy(), side, decay))[..., None]
+        expected = 255 * (images[0] / 255 + thickness * layer) * largest / (largest + thickness)
+        found = foggy(images, severity, variant)[0].double()
         assert (expected.clamp(max=255) - found).abs().max() < 1.001
 
 

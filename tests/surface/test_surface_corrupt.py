@@ -129,7 +129,7 @@ def test_a_finished_copy_is_not_touched_and_another_config_is_refused(images: Pa
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     holdfast.corrupt(str(images), str(out), corruptions=["fog"])
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-    with pytest.raises(ConflictError, match="seed 0; you ask 1"):
+    with pytest.raises(ConflictError, match="seed 0 of the images; you ask 1"):
         holdfast.corrupt(str(images), str(out), corruptions=["fog"], seed=1)
     with pytest.raises(ConflictError, match="holds something else"):
         holdfast.corrupt(str(images), str(images), corruptions=["fog"])
@@ -164,16 +164,19 @@ def test_images_of_another_size_need_a_variant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none was made for images of 20x20.*--variant"):
         holdfast.corrupt(str(small), str(tmp_path / "c"), corruptions=["fog"])
     holdfast.corrupt(str(small), str(tmp_path / "c"), corruptions=["fog"], variant="cifar32", severities=[2])
-    assert Image.open(tmp_path / "c" / "fog" / "2" / "dog" / "001.png").size == (20, 20)
+    with Image.open(tmp_path / "c" / "fog" / "2" / "dog" / "001.png") as written:
+        assert written.size == (20, 20)
 
 
 def test_grey_and_transparent_files_become_rgb_and_a_truncated_one_is_named(tmp_path: Path) -> None:
     root = tree(tmp_path / "set", count=3)
-    grey = Image.open(root / "test" / "cat" / "000.png").convert("L")
-    grey.save(root / "test" / "cat" / "000.png")
-    Image.open(root / "test" / "dog" / "001.png").convert("RGBA").save(root / "test" / "dog" / "001.png")
+    for name, kind in (("cat/000.png", "L"), ("dog/001.png", "RGBA")):
+        with Image.open(root / "test" / name) as stored:
+            changed = stored.convert(kind)
+        changed.save(root / "test" / name)
     out = holdfast.corrupt(str(root), str(tmp_path / "c"), corruptions=["contrast"], severities=[1])
-    assert np.asarray(Image.open(out / "contrast" / "1" / "cat" / "000.png")).shape == (32, 32, 3)
+    with Image.open(out / "contrast" / "1" / "cat" / "000.png") as written:
+        assert np.asarray(written).shape == (32, 32, 3)
     whole = (root / "test" / "dog" / "002.png").read_bytes()
     (root / "test" / "dog" / "002.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"dog/002\.png"):
@@ -183,6 +186,7 @@ def test_grey_and_transparent_files_become_rgb_and_a_truncated_one_is_named(tmp_
 
 def test_two_files_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
     root = tree(tmp_path / "set", count=2)
-    Image.open(root / "test" / "cat" / "000.png").save(root / "test" / "cat" / "000.bmp")
+    with Image.open(root / "test" / "cat" / "000.png") as stored:
+        stored.save(root / "test" / "cat" / "000.bmp")
     with pytest.raises(DataError, match="would both be written"):
         holdfast.corrupt(str(root), str(tmp_path / "c"), corruptions=["fog"])

@@ -42,7 +42,7 @@ def redrawn(module: nn.Module, scale: float = 1.0) -> nn.Module:
 def vit(*options: str) -> Encoder:
     """Two blocks, a class token, two registers."""
     encoder = named("vit_tiny_patch16_224", "depth=2", "embed_dim=24", "num_heads=2", "reg_tokens=2", *options)
-    redrawn(encoder, 0.5)
+    redrawn(encoder, 0.4)
     return encoder
 
 
@@ -63,8 +63,8 @@ def head(width: int) -> nn.Module:
 
 FAMILIES: dict[str, Callable[[], Saliency]] = {
     "cifar_resnet8": lambda: Saliency(named("cifar_resnet8", "width=8")),
-    "resnet18": lambda: Saliency(named("resnet18"), size=64),
-    "mobilenet": lambda: Saliency(named("mobilenetv2_050"), size=64),
+    "resnet18": lambda: Saliency(named("resnet18")),
+    "mobilenet": lambda: Saliency(named("mobilenetv2_050")),
     "swin": lambda: Saliency(
         named("swin_tiny_patch4_window7_224", "depths=(1, 1, 1, 2)", "embed_dim=12", "img_size=64", "window_size=4")
     ),
@@ -82,10 +82,6 @@ FAMILIES: dict[str, Callable[[], Saliency]] = {
 @pytest.fixture(params=FAMILIES, scope="module")
 def task(request: pytest.FixtureRequest) -> Saliency:
     return FAMILIES[request.param]()
-
-
-def side(task: Saliency) -> int:
-    return 64 if task.size or "Swin" in type(task.encoder.trunk).__name__ else 32
 
 
 def truth(task: Saliency, x: Tensor, **rows: Tensor) -> Mapping[str, Tensor]:
@@ -109,9 +105,10 @@ class Logits(nn.Module):
         return self.encoder.logits(x) if self.head is None else self.head(self.encoder.vector(x))
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), [("cifar_resnet8", "layer3"), ("resnet18", "layer4"), ("mobilenet", "bn2"), ("fitted", "4")]
-)
+CONVOLUTIONS = {"cifar_resnet8": "layer3", "resnet18": "layer4", "mobilenet": "bn2", "fitted": "4"}
+
+
+@pytest.mark.parametrize(("name", "layer"), CONVOLUTIONS.items())
 def test_equals_captum_on_convolutions(name: str, layer: str) -> None:
     attribution = pytest.importorskip("captum.attr")
     task = FAMILIES[name]()
@@ -200,7 +197,7 @@ def test_equals_finite_differences_on_tokens(name: str) -> None:
 
 def test_vectors_are_those_of_the_encoder(task: Saliency) -> None:
     """What is explained is what the other tasks judge, to the bit."""
-    x = images(side(task), side(task))
+    x = images(64, 64)
     with frozen(task.encoder), torch.no_grad():
         look = grad_cam(task.encoder, x, task.head_level, lambda vector: vector.sum(1))
         assert torch.equal(look.vector, task.encoder.vector(x, task.head_level))
@@ -211,15 +208,17 @@ def test_vectors_are_those_of_the_encoder(task: Saliency) -> None:
     assert set(tops.tolist()) <= {0.0, 1.0}, "each is divided by its largest value"
 
 
-def test_an_image_does_not_see_its_batch(task: Saliency) -> None:
-    x = images(side(task), side(task))
-    together = task.maps(x, LABELS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_image_does_not_see_its_batch(name: str) -> None:
+    """In double precision, where kernels that differ with the batch hide nothing."""
+    task, x = FAMILIES[name](), images(64, 64)
+    nn.ModuleList([task.encoder, *task.modules()]).double()
     alone = torch.cat([task.maps(x[i : i + 1], {"label": LABELS["label"][i : i + 1]}) for i in range(4)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6 if side(task) < 64 else 1e-5)
+    torch.testing.assert_close(task.maps(x, LABELS), alone, rtol=0, atol=1e-9)
 
 
 def test_identical_images_do_not_drift_and_others_do(task: Saliency) -> None:
-    x, y = (images(side(task), side(task), seed=seed) for seed in (0, 1))
+    x, y = (images(64, 64, seed=seed) for seed in (0, 1))
     rows = truth(task, x)
     same = observe(task, task.encoder, x.clone(), rows)
     assert [same[name].tolist() for name in ("cam_drift", "ssim", "psnr")] == [[0.0] * 4, [1.0] * 4, [100.0] * 4]
@@ -249,25 +248,23 @@ def test_leaves_everything_as_it_was(task: Saliency, frozen_weights: bool) -> No
         p.requires_grad_(not frozen_weights and i % 3 != 0)
         p.grad = torch.full_like(p, 0.5) if i % 2 else None
     before, drawn = state(parts), torch.get_rng_state()
-    x = images(side(task), side(task))
-    kept = x.clone()
+    x = images(64, 64)
     with torch.no_grad():
         rows = truth(task, x)
-        task.outcome({"pixels": images(side(task), side(task), seed=1)}, rows)
+        task.outcome({"pixels": images(64, 64, seed=1)}, rows)
         assert not torch.is_grad_enabled()
     again = task.maps(x, rows)
     assert torch.is_grad_enabled()
     assert state(parts) == before
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert torch.equal(x, kept)
+    assert torch.equal(x, images(64, 64))
     assert not x.requires_grad
     assert torch.equal(again, rows["clean_map"]), "frozen or not, with gradient or without: one map"
     parts.eval().requires_grad_(True).zero_grad()
 
 
 def test_the_clean_class_is_held_and_the_true_one_is_the_label() -> None:
-    task = FAMILIES["cifar_resnet8"]()
-    x = images(n=2)
+    task, x = FAMILIES["cifar_resnet8"](), images(n=2)
     rows = dict(truth(task, x))
     maps = [task.maps(x, {**rows, "clean_class": torch.full((2,), c)}) for c in range(4)]
     assert torch.equal(task.maps(x, {}), rows["clean_map"]), "alone, an image names its own class"
@@ -282,8 +279,7 @@ def test_the_clean_class_is_held_and_the_true_one_is_the_label() -> None:
 
 
 def test_similarity_shows_something_on_the_clean_image_and_a_cosine_would_not() -> None:
-    task = Saliency(convolution(), target="similarity")
-    x = images()
+    task, x = Saliency(convolution(), target="similarity"), images()
     with frozen(task.encoder):
         direction = truth(task, x)["clean_direction"]
         activations = task.encoder(x, ("patch",)).maps["patch"]
@@ -302,7 +298,6 @@ def test_drift_in_closed_form() -> None:
     first = torch.stack([zero, zero, one, one, one, both])
     second = torch.stack([zero, one, zero, other, both, 0.25 * both])
     assert cam_drift(first, second).tolist() == pytest.approx([0, 1, 1, 1, 1 - 0.5**0.5, 0], abs=1e-7)
-    assert cam_drift(second, first).tolist() == pytest.approx([0, 1, 1, 1, 1 - 0.5**0.5, 0], abs=1e-7)
     x = images(7, 7)[:, 0]
     assert cam_drift(x, x.clone()).tolist() == [0.0] * 4
 
@@ -310,13 +305,10 @@ def test_drift_in_closed_form() -> None:
 def test_a_map_without_a_positive_value_is_zero() -> None:
     """A head of negative weights after a ReLU: nothing speaks for any class."""
     fitted = head(8)
-    with torch.no_grad():
-        fitted.weight.copy_(-fitted.weight.abs())
-    task = Saliency(convolution(), fitted)
-    x = images()
+    nn.init.constant_(fitted.get_parameter("weight"), -1)
+    task, x = Saliency(convolution(), fitted), images()
     assert float(task.maps(x, {}).abs().max()) == 0
-    found = observe(task, task.encoder, images(seed=1), truth(task, x))
-    assert found["cam_drift"].tolist() == [0.0] * 4
+    assert observe(task, task.encoder, images(seed=1), truth(task, x))["cam_drift"].tolist() == [0.0] * 4
 
 
 def test_upsampled_maps_are_bilinear() -> None:
@@ -334,13 +326,11 @@ def test_outcomes_of_a_head_with_labels() -> None:
         before, now = (Logits(task).eval()(z).argmax(1) for z in (x, y))
     label = torch.stack([before[0], now[1], 3 - before[2], now[3]])
     found = observe(task, task.encoder, y, truth(task, x, label=label))
-    assert found["prediction"].tolist() == now.tolist()
-    assert found["clean_prediction"].tolist() == before.tolist()
-    assert torch.equal(found["correct"], now == label)
-    assert torch.equal(found["clean_correct"], before == label)
+    wanted = {"prediction": now, "clean_prediction": before, "correct": now == label, "clean_correct": before == label}
+    assert all(torch.equal(found[name], row) for name, row in wanted.items())
     assert found["correct"].tolist()[1::2] == [True, True]
-    assert [m.name for m in task.measures()] == ["cam_drift", "ssim", "psnr", "accuracy"]
-    assert {m.name: m.higher_is_better for m in task.measures()}["cam_drift"] is False
+    better = {"cam_drift": False, "ssim": True, "psnr": True, "accuracy": True}
+    assert {m.name: m.higher_is_better for m in task.measures()} == better
     assert task.absent() == {}
 
 
@@ -351,10 +341,8 @@ def test_what_cannot_be_measured_is_absent_with_a_reason() -> None:
     assert "prediction" not in observe(similar, own, images(), truth(similar, images()))
     unlabelled = Saliency(own, labelled=False)
     assert unlabelled.absent() == {"accuracy": "the images have no labels"}
-    rows = truth(unlabelled, images(), key=torch.arange(4))
-    found = observe(unlabelled, own, images(seed=1), rows)
-    assert "prediction" in found
-    assert "correct" not in found
+    found = observe(unlabelled, own, images(seed=1), truth(unlabelled, images(), key=torch.arange(4)))
+    assert {"prediction", "correct"} & found.keys() == {"prediction"}
 
 
 SMALL = {
@@ -376,37 +364,36 @@ def test_images_too_small_for_a_measure(name: str) -> None:
         made(0).outcome({"pixels": x}, truth(task, x))
 
 
-def test_mistakes_are_told() -> None:
-    own = named("cifar_resnet8", "width=8")
-    with pytest.raises(ConfigError, match='"predicted"'):
-        Saliency(own, target="predictd")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="similarity"):
-        Saliency(convolution())
-    with pytest.raises(ConfigError, match='no head on "stage2"'):
-        Saliency(own, head_level="stage2")
-    with pytest.raises(ConfigError, match="needs labels"):
-        Saliency(own, target="true", labelled=False)
-    with pytest.raises(DataError, match="labelled=False"):
-        truth(Saliency(own), images(), key=torch.arange(4))
-    with pytest.raises(TrustError, match="one Saliency per encoder"):
-        Saliency(own).read(convolution(), images())
-    with pytest.raises(ConfigError, match="stage3"):
-        Saliency(own, target="similarity", head_level="stage4").maps(images(), {})
-    with torch.inference_mode(), pytest.raises(ConfigError, match=r"inference_mode.*no_grad"):
-        Saliency(own).maps(images(), {})
+MISTAKES: dict[str, tuple[type[Exception], Callable[[Encoder], object]]] = {
+    '"predicted"': (ConfigError, lambda own: Saliency(own, target="predictd")),
+    'no head on "pooled".*similarity': (ConfigError, lambda own: Saliency(convolution())),
+    'no head on "stage2"': (ConfigError, lambda own: Saliency(own, head_level="stage2")),
+    "needs labels": (ConfigError, lambda own: Saliency(own, target="true", labelled=False)),
+    "labelled=False": (DataError, lambda own: truth(Saliency(own), images(), key=torch.arange(4))),
+    "one Saliency per encoder": (TrustError, lambda own: Saliency(own).read(convolution(), images())),
+    '"stage3"': (ConfigError, lambda own: Saliency(own, target="similarity", head_level="stage4").maps(images(), {})),
+    r"inference_mode.*no_grad": (ConfigError, torch.inference_mode()(lambda own: Saliency(own).maps(images(), {}))),
+    r"last map before pooling.*gives \[b, d\]": (ConfigError, lambda own: flattened().maps(images(), {})),
+    "are no map": (ConfigError, lambda own: Saliency(named("mixer_s32_224", "img_size=32")).maps(images(), {})),
+    "not finite": (TrustError, lambda own: endless().maps(images(), {})),
+}
 
 
-def test_encoders_without_a_map_are_refused() -> None:
-    flat = load(nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), mean=MEAN, std=STD)
-    with pytest.raises(ConfigError, match=r"last map before pooling.*gives \[b, d\]"):
-        Saliency(flat, target="similarity").maps(images(), {})
-    mixer = named("mixer_s32_224", "img_size=32")
-    with pytest.raises(ConfigError, match="no map"):
-        Saliency(mixer).maps(images(), {})
-    endless = head(8)
-    nn.init.constant_(endless.weight, torch.inf)
-    with pytest.raises(TrustError, match="not finite"):
-        Saliency(convolution(), endless).maps(images(), {})
+def flattened() -> Saliency:
+    return Saliency(load(nn.Flatten(), mean=MEAN, std=STD), target="similarity")
+
+
+def endless() -> Saliency:
+    fitted = head(8)
+    nn.init.constant_(fitted.get_parameter("weight"), torch.inf)
+    return Saliency(convolution(), fitted)
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_told(message: str) -> None:
+    error, call = MISTAKES[message]
+    with pytest.raises(error, match=message):
+        call(named("cifar_resnet8", "width=8"))
 
 
 def test_pooling_inside_a_block_is_no_last_map() -> None:
