@@ -16,7 +16,7 @@ from holdfast.corruptions.table import made_for
 from holdfast.data import corrupted
 from holdfast.data.sources import parse
 from holdfast.devices import device_of
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, nearest
 from holdfast.evaluation import plan
 from holdfast.evaluation.blocks import Bench
 from holdfast.evaluation.curves import subjects
@@ -127,7 +127,16 @@ def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tupl
     if config.textures == "auto" and "frost" in (settled.corruptions or ()):
         found = {"published": "those of ImageNet-C, found here", "drawn": "drawn ones; HOLDFAST_FROST names a folder"}
         say(f"textures of frost: {found[settled.textures]}")
+    _check_classes(settled, stock)
     return settled, stock, plan.cells(settled, stock.subjects)
+
+
+def _check_classes(config: BenchConfig, stock: Stock) -> None:
+    """Refuse a gallery of a class that the images do not have."""
+    known = stock.source(stock.subjects[0].images).classes
+    for name in config.gallery_classes:
+        if name not in known:
+            raise ConfigError(f'The images have no class "{name}" for the gallery.', next=nearest(name, known))
 
 
 def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:

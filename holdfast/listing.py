@@ -47,9 +47,18 @@ def _attacks() -> list[str]:
 
 
 def _corruptions() -> list[str]:
-    from holdfast.corruptions.table import families
+    from holdfast.corruptions.frost import find_published
+    from holdfast.corruptions.table import families, variants
 
-    return _table({family: ", ".join(names) for family, names in families().items()})
+    textures = find_published()
+    return _table(
+        {
+            **{family: ", ".join(names) for family, names in families().items()},
+            "variants": ", ".join(variants()),
+            "frost": f"published textures in {textures}" if textures else "drawn textures; HOLDFAST_FROST=folder names others",
+            "spatter": 'needs OpenCV: pip install "holdfast[opencv]"',
+        }
+    )
 
 
 def _suites() -> list[str]:

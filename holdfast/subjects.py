@@ -52,6 +52,7 @@ class Stock:
         self._features: dict[str, Extracted] = {}
         self._partners: dict[str, Source] = {}
         self._heads: dict[str, nn.Module] = {}
+        self._maps: dict[tuple[str, str, int], Saliency] = {}
         self.subjects = [self._subject(model) for model in self._named(handed)]
 
     # -- what the evaluation asks for ----------------------------------------------------------------------------------
@@ -93,16 +94,7 @@ class Stock:
         """The judge of a cell, with its head fitted where it has one to fit."""
         judge, model = cell.judge, cell.encoder
         if judge.task == "saliency":
-            head = self._judge(self._of_saliency(judge), model, cell.data) if judge.head != "none" else None
-            source = self.source(cell.data)
-            return Saliency(
-                encoder=self.encoder(model),
-                head=head.head if isinstance(head, Classification) else None,
-                target=judge.target or "similarity",
-                head_level=judge.level,
-                labelled=source.labels is not None,
-                size=min(source.read(0).pixels.shape[:2]),
-            )
+            return self._saliency(cell)
         return self._judge(judge, model, cell.data)
 
     def _judge(self, judge: Judge, model: Model, data: Data) -> Task:
@@ -112,9 +104,25 @@ class Stock:
             self._tasks[key] = self._fitted(judge, model, within)
         return self._tasks[key]
 
-    def _of_saliency(self, judge: Judge) -> Judge:
-        """The judge of classification whose head names the class that saliency explains."""
-        return msgspec.structs.replace(judge, task="classification", target="")
+    def _saliency(self, cell: Cell) -> Task:
+        """Maps of one encoder; it is theirs alone, so that a reloaded encoder needs others."""
+        judge, encoder, source = cell.judge, self.encoder(cell.encoder), self.source(cell.data)
+        key = (judge.digest(), cell.data.digest(), id(encoder))
+        if key not in self._maps:
+            # The class that is explained is the one that classification would name.
+            named = msgspec.structs.replace(judge, task="classification", target="")
+            judged = self._judge(named, cell.encoder, cell.data) if judge.head != "none" else None
+            self._maps[key] = Saliency(
+                encoder=encoder,
+                head=judged.head if isinstance(judged, Classification) else None,
+                target=judge.target or "similarity",
+                head_level=judge.level,
+                labelled=source.labels is not None,
+                size=min(source.read(0).pixels.shape[:2]),
+            )
+            while len(self._maps) > KEPT_ENCODERS:
+                self._maps.pop(next(iter(self._maps)))
+        return self._maps[key]
 
     def fits(self, todo: Sequence[Job]) -> list[tuple[Model, Data]]:
         """Encoder and images of every head or bank that jobs need and that is not on disk yet."""

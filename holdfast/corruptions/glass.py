@@ -1,4 +1,4 @@
-"""Glass blur (Hendrycks and Dietterich 2019, arXiv 1903.12261): blurred, stirred with their neighbours, blurred again."""
+"""Glass blur (Hendrycks and Dietterich 2019, arXiv 1903.12261): blurred, pixels copied about, blurred again."""
 
 from __future__ import annotations
 

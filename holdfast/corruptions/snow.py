@@ -10,7 +10,7 @@ from holdfast.corruptions.motion import streak
 from holdfast.corruptions.zoom import middle, stretched
 
 # (mean and standard deviation of the noise, its magnification, the value below which there is no flake, radius and
-# standard deviation of the streaks in pixels, share of the image that is not bleached: a whole number of hundredths)
+# standard deviation of the streaks in pixels, share of the image that is not bleached: whole hundredths)
 SNOW: dict[str, tuple[tuple[float, ...], ...]] = {
     "imagenet224": (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
@@ -30,6 +30,8 @@ SNOW: dict[str, tuple[tuple[float, ...], ...]] = {
 SNOW["tiny64"] = tuple((*p[:6], mix) for p, mix in zip(SNOW["cifar32"], (0.8, 0.8, 0.7, 0.65, 0.6), strict=True))
 SNOW["inception299"] = SNOW["imagenet224"]
 
+# As in `blur`: a value that is a whole level counts as that level. Black and saturated pixels often have one.
+_TIE = 1e-9
 # Grey as OpenCV weighs it, red, green, blue, in thousandths.
 _GREY = (299, 587, 114)
 
@@ -63,7 +65,7 @@ def snow(images: Tensor, parameters: tuple[float, ...], *, field: Tensor, mode: 
 
     Args:
         images: uint8 [b, h, w, 3].
-        parameters: (mean, standard deviation, magnification, threshold, radius, standard deviation of the streaks, mix).
+        parameters: mean, deviation, magnification, threshold, radius and deviation of the streaks, mix.
         field: as `draw_snow` gives it.
         mode: reference works in float64; fast bleaches in whole numbers. The flakes are the same, but for the streak.
 
@@ -76,7 +78,7 @@ def snow(images: Tensor, parameters: tuple[float, ...], *, field: Tensor, mode: 
     if mode == "reference":
         x = images.double() / 255
         grey = (x * torch.tensor(_GREY, dtype=x.dtype, device=x.device) / 1000).sum(3, keepdim=True)
-        return (mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5) + layer[..., None] / 255) * 255
+        return (mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5) + layer[..., None] / 255) * 255 + _TIE
     # In units of 1 / 200,000 of a level: 1.5 * grey is a whole number of two thousandths, the mix of hundredths.
     kept = round(100 * mix)
     planes = images.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)

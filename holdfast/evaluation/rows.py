@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.evaluation.published import CORRUPTIONS
 from holdfast.records import Cell, Metric, Result
 
 RADII = ("half_radius",)
-TIMES_100 = ("mce", "relative_mce")
+TIMES_100 = ("mce", "relative_mce", *(f"{kind}_{name}" for kind in ("ce", "relative_ce") for name in CORRUPTIONS))
 
 
 def last_line(error: str) -> str:
@@ -22,7 +23,7 @@ def radius(eps: float, norm: str) -> str:
 
 
 def value(metric: Metric, norm: str = "linf") -> str:
-    """The number alone: 84.0 %, 5.2/255, 0.314; an en dash where there is none."""
+    """The number alone: 84.0 %, 5.2/255, 31.4 dB, 0.314; an en dash where there is none."""
     return "\u2013" if metric.value is None else _number(metric, metric.value, norm)
 
 
@@ -30,8 +31,9 @@ def interval(metric: Metric, norm: str = "linf") -> str:
     """`[79.1, 88.0]`, in the unit of `value`; empty where there is none."""
     if metric.low is None or metric.high is None:
         return ""
-    ends = [_number(metric, end, norm).removesuffix("/255").removesuffix(" %") for end in (metric.low, metric.high)]
-    return f"[{ends[0]}, {ends[1]}]"
+    ends = [_number(metric, end, norm) for end in (metric.low, metric.high)]
+    low, high = (end.removesuffix("/255").removesuffix(" %").removesuffix(" dB") for end in ends)
+    return f"[{low}, {high}]"
 
 
 def full(metric: Metric, norm: str = "linf") -> str:
@@ -118,4 +120,6 @@ def _number(metric: Metric, number: float, norm: str) -> str:
         return f"{number * 255:.2f}/255" if norm == "linf" else f"{number:.3f}"
     if metric.name in TIMES_100:
         return f"{100 * number:.1f}"
+    if metric.unit == "dB":
+        return f"{number:.1f} dB"
     return f"{100 * number:.1f} %" if metric.unit == "fraction" else f"{number:.3f}"

@@ -158,7 +158,7 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
         if cell.attack is not None and cell.judge.task == cell.attack.through:
             show = partial(pictures, job, cell, whole, bench=run.bench)
             run.store.put_gallery(cell.id, _fitting(show, run, bar))
-        if cell.corruption is not None and cell.judge.task == "saliency":
+        if cell.corruption is not None and cell.judge.task == "saliency" and "cam_drift" in whole:
             look = partial(looks, job, cell, whole, bench=run.bench)
             run.store.put_gallery(cell.id, _fitting(look, run, bar))
         run.store.put(_result(cell, whole, cost, chunk, run), whole)

@@ -15,11 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from holdfast.evaluation.curves import Curve, Profile, norm_name
-from holdfast.evaluation.published import Published
+from holdfast.evaluation.curves import Curve, norm_name
 from holdfast.evaluation.rows import full, radius
 from holdfast.records import Metric
-from holdfast.reporting.wording import sentence
 
 # Okabe and Ito 2008, black left out: it has no counterpart on a dark page. Second value: on a dark page.
 PALETTE = (
@@ -35,8 +33,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GLYPHS = ("\u25cf", "\u25a0", "\u25b2", "\u25c6", "\u25bc", "\u271a", "\u2716")
 DASHES = ("-", "--", ":", "-.")
 
-_INK, _FAINT, _GREY = "#fd0001", "#fd0002", "#fd0003"
-_STYLE = {
+INK, FAINT, GREY = "#fd0001", "#fd0002", "#fd0003"
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -45,17 +43,17 @@ _STYLE = {
     "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
+    "axes.edgecolor": INK,
     "axes.linewidth": 0.7,
     "axes.grid": True,
-    "grid.color": _FAINT,
+    "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.minor.visible": False,
     "legend.frameon": False,
 }
@@ -75,6 +73,7 @@ class Chart(NamedTuple):
         caption: below it.
         headings: of the table of its data.
         rows: of that table, as text.
+        grey: how many of the last rows are published numbers, drawn in grey.
     """
 
     svg: str
@@ -82,6 +81,7 @@ class Chart(NamedTuple):
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    grey: int = 0
 
 
 class Panel(NamedTuple):
@@ -115,7 +115,7 @@ def over_radius(
         columns: panels in a row.
         marks: radii to mark in Linf panels, with what stands there.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         rows = -(-len(panels) // columns)
         size = (9.2, 3.5) if columns == 1 else (9.2, 2.6 * rows)
         figure = Figure(figsize=size, layout="constrained")
@@ -124,85 +124,10 @@ def over_radius(
             axis.remove()
         for panel, axis in zip(panels, axes):
             _curves(axis, panel, places, marks or {})
-        svg = _svg(figure, alt)
+        svg = element(figure, alt)
     table = tuple(_point_rows(panels))
     headings = ("encoder", "attack", "radius", "this attack and radius alone", "worst up to this radius")
     return Chart(svg, alt, caption, headings, table)
-
-
-def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping[str, int], *, title: str) -> Chart:
-    """One small panel per corruption: an outcome over severities 0 to 5.
-
-    Args:
-        profiles: by encoder, then by corruption.
-        places: as in `over_radius`.
-        title: of the outcome.
-    """
-    names = list(dict.fromkeys(name for by in profiles.values() for name in by))
-    columns = 5 if len(names) > 4 else max(len(names), 3)
-    rows = -(-len(names) // columns)
-    alt = f"{title} over severity 0 to 5, one panel for each of {len(names)} corruptions; the table below has the data"
-    with matplotlib.rc_context({**_STYLE, "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5}):
-        figure = Figure(figsize=(9.2, 1.75 * rows + 0.3), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axis in axes[len(names) :]:
-            axis.remove()
-        for at, (name, axis) in enumerate(zip(names, axes)):
-            for subject, by in profiles.items():
-                if name in by:
-                    found = by[name].severities
-                    _line(axis, list(found), list(found.values()), places[subject], small=True)
-            axis.set_title(name.replace("_", " "))
-            axis.set_xticks(range(6))
-            _fractions(axis, [m for by in profiles.values() if name in by for m in by[name].severities.values()])
-            if at >= len(names) - columns:
-                axis.set_xlabel("severity")
-                axis.tick_params(labelbottom=True)
-        svg = _svg(figure, alt)
-    table = tuple(
-        (subject, name, str(severity), full(metric))
-        for subject, by in profiles.items()
-        for name, profile in by.items()
-        for severity, metric in profile.severities.items()
-    )
-    caption = f"{sentence(title)} with 95 % bands; severity 0 is the clean images."
-    return Chart(svg, alt, caption, ("encoder", "corruption", "severity", title), table)
-
-
-def corruption_errors(
-    ours: Mapping[str, Metric], theirs: Sequence[Published], places: Mapping[str, int], *, source: str
-) -> Chart:
-    """mCE as bars, ours in the encoders' colours, published ones hatched in grey.
-
-    Args:
-        ours: mCE by encoder, with values.
-        theirs: from papers.
-        places: as in `over_radius`.
-        source: of the errors that mCE divides by.
-    """
-    bars = [(name, metric.value or 0.0, colour(places[name])) for name, metric in ours.items()]
-    bars += [(number.model, number.value, "") for number in theirs]
-    bars.sort(key=lambda bar: -bar[1])
-    alt = "mCE, lower is better: " + ", ".join(f"{name} {100 * v:.1f}" for name, v, _ in bars)
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(9.2, 0.27 * len(bars) + 0.6), layout="constrained")
-        axis = figure.subplots()
-        for at, (name, v, own) in enumerate(bars):
-            look: dict[str, Any] = {"color": own} if own else {"facecolor": "none", "edgecolor": _GREY, "hatch": "////"}
-            axis.barh(at, 100 * v, height=0.66, linewidth=0.8, **look)
-            metric = ours.get(name) if own else None
-            if metric is not None and metric.low is not None and metric.high is not None:
-                axis.plot([100 * metric.low, 100 * metric.high], [at, at], color=_INK, linewidth=1.1)
-            end = metric.high if metric is not None and metric.high is not None else v
-            axis.text(100 * end + 1.5, at, f"{100 * v:.1f}", va="center")
-        axis.set_yticks(range(len(bars)), [name for name, _, _ in bars])
-        axis.set_xlabel("mCE (AlexNet = 100; lower is better)")
-        axis.set_xlim(0, max([100 * v for _, v, _ in bars] + [100 * (m.high or 0) for m in ours.values()]) * 1.12)
-        svg = _svg(figure, alt)
-    rows = [(name, full(metric), "this run", source) for name, metric in ours.items()]
-    rows += [(p.model, f"{100 * p.value:.1f}, no interval given", p.protocol, p.source) for p in theirs]
-    caption = "Coloured: this run, with 95 % interval. Hatched grey: from papers, under the protocol in the table."
-    return Chart(svg, alt, caption, ("encoder", "mCE", "protocol", "source"), tuple(rows))
 
 
 def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[float, str]) -> None:
@@ -217,8 +142,8 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
         forth, back = lambda x: np.log2(1 + np.maximum(x, 0) / first), lambda y: first * (2.0**y - 1)
         axis.set_xscale("function", functions=(forth, back))
     for c in drawn:
-        _line(axis, [p.eps * scale for p in c.points], [p.worst for p in c.points], places[c.subject])
-    _fractions(axis, [p.worst for c in drawn for p in c.points])
+        line(axis, [p.eps * scale for p in c.points], [p.worst for p in c.points], places[c.subject])
+    fractions(axis, [p.worst for c in drawn for p in c.points])
     axis.set_title(panel.title, loc="left")
     axis.set_xticks(radii, [f"{r:.3g}" for r in radii])
     axis.set_xlabel(
@@ -226,13 +151,16 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
     )
     for eps, text in marks.items() if norm == "linf" else ():
         if positive and eps * 255 <= positive[-1] + 1e-9:
-            axis.axvline(eps * 255, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+            axis.axvline(eps * 255, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
             axis.annotate(
                 text, (eps * 255, 1), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90, fontsize=7
             )
 
 
-def _line(axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, *, small: bool = False) -> None:
+def line(axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, *, small: bool = False) -> None:
+    """One encoder's line with its 95 % band, in the colour, marker and dashes of its place; points without a number
+    are left out.
+    """
     known = [(at, m) for at, m in zip(x, metrics) if m.value is not None and m.low is not None and m.high is not None]
     if not known:
         return
@@ -250,7 +178,7 @@ def _line(axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, 
     )
 
 
-def _fractions(axis: Any, metrics: Sequence[Metric]) -> None:
+def fractions(axis: Any, metrics: Sequence[Metric]) -> None:
     """The y axis from 0; shares in per cent up to 100."""
     if all(m.unit == "fraction" for m in metrics):
         axis.set_ylim(0, 1.02)
@@ -268,7 +196,7 @@ def _point_rows(panels: Sequence[Panel]) -> list[tuple[str, ...]]:
     ]
 
 
-def _svg(figure: Figure, alt: str) -> str:
+def element(figure: Figure, alt: str) -> str:
     """The figure as an element of a page: no ids of groups, no metadata, colours as CSS variables."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": alt}):
@@ -283,6 +211,6 @@ def _svg(figure: Figure, alt: str) -> str:
     head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view[1] if view else "0 0 1 1"}">'
     text = re.sub(r"^<svg[^>]*>", head.replace("\\", "\\\\"), text)
     text = re.sub(r"#fe00([0-9a-f]{2})", lambda found: f"var(--m{int(found[1], 16)})", text)
-    for sentinel, name in ((_INK, "--ink"), (_FAINT, "--rule"), (_GREY, "--grey")):
+    for sentinel, name in ((INK, "--ink"), (FAINT, "--rule"), (GREY, "--grey")):
         text = text.replace(sentinel, f"var({name})")
     return text

@@ -139,10 +139,12 @@ def _verdict(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data) -> str:
         return ""
     sure = f"{float(gallery['confidence'][at]):.0%}"
     names = gallery["classes"].tolist() if "classes" in gallery else list(data.classes)
-    return f"label {_class(label, names)}: predicted {_class(before, names)}, attacked {_class(now, names)} ({sure})"
+    truth, clean, attacked = (class_name(number, names) for number in (label, before, now))
+    return f"label {truth}: predicted {clean}, attacked {attacked} ({sure})"
 
 
-def _class(number: int, names: Sequence[str]) -> str:
+def class_name(number: int, names: Sequence[str]) -> str:
+    """The class of that number; the number itself where it has no name."""
     return names[number] if 0 <= number < len(names) else str(number)
 
 

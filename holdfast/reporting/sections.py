@@ -1,4 +1,4 @@
-"""The sections with charts: accuracy under attack, corruptions, mCE, embedding. What is absent says why."""
+"""What a section of the page holds; and those of attacks: accuracy, embedding. What is absent says why."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from holdfast.evaluation.curves import OUTCOMES, Curve, Profile, Subject, curve, families, norm_name, profiles
-from holdfast.evaluation.curves import corruption_errors as errors_of
-from holdfast.evaluation.published import ALEXNET_SOURCE, Published, published
-from holdfast.evaluation.rows import full, interval, value
+from holdfast.evaluation.curves import OUTCOMES, Curve, Subject, curve, families, norm_name
+from holdfast.evaluation.published import Published, published
 from holdfast.reporting import figures
 from holdfast.reporting.figures import Chart, Panel
+from holdfast.reporting.maps import PairWall
 from holdfast.reporting.wording import sentence, span
 
 
@@ -26,6 +25,15 @@ class Cell(NamedTuple):
     place: int | None = None
 
 
+class Folded(NamedTuple):
+    """A table that opens on a click: its title, headings, rows as text, and how many of the last rows are grey."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    grey: int = 0
+
+
 @dataclass
 class Section:
     """A section of the page.
@@ -37,8 +45,11 @@ class Section:
         charts: each with its data.
         table: rows of cells, the first row the headings; drawn before the charts.
         absent: why something is not there.
-        notes: after everything.
+        folded: tables after the charts.
+        notes: after those.
         numbers: published numbers, folded.
+        pairs: images with their maps, by encoder.
+        left_out: how many pairs were left out.
     """
 
     title: str
@@ -47,8 +58,16 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     table: list[list[Cell]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    folded: list[Folded] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     numbers: list[Published] = field(default_factory=list)
+    pairs: list[PairWall] = field(default_factory=list)
+    left_out: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that it says is why it shows nothing."""
+        return bool(self.absent) and not (self.charts or self.table or self.folded or self.pairs)
 
 
 def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
@@ -84,75 +103,6 @@ def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     if not section.charts:
         section.absent = section.absent[:1] or ["no attack was judged by classification"]
     section.numbers = [p for source in sorted(sources) for p in published("robust_accuracy", source)]
-    return section
-
-
-def corruption(seen: Sequence[Subject], places: Mapping[str, int]) -> list[Section]:
-    """The heat map and the panels per severity, for the first outcome that was recorded under corruptions."""
-    heat, panels = Section("Corruptions", "corruptions"), Section("Corruptions by severity", "severities")
-    found: dict[str, dict[str, Profile]] = {}
-    outcome = OUTCOMES["correct"]
-    for name in ("correct", "knn_correct", "cosine"):
-        outcome = OUTCOMES[name]
-        found = {s.name: profile for s in seen if (profile := profiles(s, outcome))}
-        if found:
-            break
-    if not found:
-        heat.absent = panels.absent = ["no corruption was measured"]
-        return [heat, panels]
-    strong = "better" if outcome.worse == "lower" else "worse"
-    heat.lead = [f"{sentence(outcome.title)}, mean over severities; stronger colour is {strong}."]
-    heat.table = _heat(found, places)
-    panels.charts = [figures.over_severity(found, places, title=outcome.title)]
-    return [heat, panels]
-
-
-def _heat(found: Mapping[str, Mapping[str, Profile]], places: Mapping[str, int]) -> list[list[Cell]]:
-    names = list(dict.fromkeys(name for by in found.values() for name in by))
-    all_profiles = [p for by in found.values() for p in by.values()]
-    top = max((p.mean.value or 0.0 for p in all_profiles), default=1.0)
-    scale = 1.0 if all(p.mean.unit == "fraction" for p in all_profiles) else top or 1.0
-    table = [[Cell("family"), Cell("corruption")] + [Cell(name, place=places[name]) for name in found]]
-    last = ""
-    for name in names:
-        group = next(by[name].family for by in found.values() if name in by)
-        row = [Cell(group if group != last else ""), Cell(name.replace("_", " "))]
-        for by in found.values():
-            metric = by[name].mean if name in by else None
-            if metric is None:
-                row.append(Cell("\u2013", hint="not measured"))
-            else:
-                shade = min(max((metric.value or 0.0) / scale, 0.0), 1.0)
-                row.append(Cell(value(metric), f"{interval(metric)} n = {metric.n}", shade=shade))
-        table.append(row)
-        last = group
-    return table
-
-
-def mce(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
-    """mCE beside published numbers where AlexNet's errors apply, and the plain mean error always."""
-    section = Section("Mean corruption error", "mce")
-    found = {s.name: errors_of(s)[1] for s in seen}
-    ours = {name: e.mce for name, e in found.items() if e.mce.value is not None}
-    reasons: dict[str, list[str]] = {}
-    for name, e in found.items():
-        if e.mce.value is None:
-            reasons.setdefault(e.mce.reason, []).append(name)
-    section.absent = [f"mCE of {', '.join(names)}. {sentence(reason)}." for reason, names in reasons.items()]
-    if ours:
-        chart = figures.corruption_errors(ours, published("mce", "imagenet"), places, source=ALEXNET_SOURCE)
-        section.charts.append(chart)
-        section.notes.append(
-            "Ours: corrupted here in memory. The published sets were stored as JPEG of quality 85, which adds error."
-        )
-    rows = [
-        [Cell(name, place=places[name]), Cell(full(e.plain)), *([Cell(full(e.relative))] if ours else [])]
-        for name, e in found.items()
-        if e.plain.value is not None
-    ]
-    if rows:
-        titles = ["encoder", "plain mean error (not divided by AlexNet's)", *(["relative mCE"] if ours else [])]
-        section.table = [[Cell(t) for t in titles], *rows]
     return section
 
 

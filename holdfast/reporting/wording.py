@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from holdfast.evaluation.curves import Subject, norm_name
 from holdfast.evaluation.rows import RADII, TIMES_100, full, interval, value
@@ -71,6 +73,22 @@ def span(numbers: Sequence[int]) -> str:
     if not numbers:
         return "none"
     return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def listed(parts: Iterable[object]) -> str:
+    """One, two and three."""
+    said = [str(part) for part in parts]
+    return " and ".join([", ".join(said[:-1]), said[-1]]) if len(said) > 1 else "".join(said)
+
+
+def complement(share: Metric, name: str) -> Metric:
+    """A share turned round, under another name: accuracy from error, error from accuracy; an absent one as it is."""
+    if share.value is None or share.low is None or share.high is None:
+        return share
+    up = not share.higher_is_better
+    return msgspec.structs.replace(
+        share, name=name, value=1 - share.value, low=1 - share.high, high=1 - share.low, higher_is_better=up
+    )
 
 
 def _attacked(names: Sequence[str], column: Column) -> str:

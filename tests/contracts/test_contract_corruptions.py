@@ -27,7 +27,7 @@ PARITY = {
     "gaussian_noise": 0.002,
     "shot_noise": 0.0,
     "impulse_noise": 0.0,
-    "defocus_blur": 0.1,
+    "defocus_blur": 0.02,
     "glass_blur": 0.002,
     "motion_blur": 0.002,
     "zoom_blur": 0.002,

@@ -10,16 +10,17 @@ peer leaves it, and the independent reference (`corruption_references`) makes th
 Left out are snow (another magnification, and rounded), frost (its textures enlarged by 1.1 before they are cropped) and
 the elastic transformation (no affine map, other strengths): in the peer they are other corruptions.
 
-Where the peer departs from the definition by up to one level:
-    motion_blur     the published result is truncated to 8 bits by ImageMagick, the peer's by the caller: the same, but
-                    for whole levels, whose float sum may come out just below; the package keeps those
-    fog             the map's side is the next power of two of this image's longer side, not always 256
-    zoom_blur, spatter, defocus_blur    single precision in places
-    saturate, brightness, defocus_blur, gaussian_blur    as in the published code, whole levels may come out one lower
+Like the published sets the peer truncates to uint8. It departs from the definition, by one level, where that is nearly
+a whole number of levels and the peer's float sum comes out on the other side. Found at 224 pixels, in % of the values:
+    defocus_blur    a kernel in single precision: 3.5 at severity 1, 0 above
+    saturate        scikit-image's way to HSV and back: 1.3 at severity 3, 0.4 at most elsewhere; brightness 0.1
+    spatter         images in single precision: 0.02
+    motion_blur, zoom_blur, fog     0.002 at most
+No others do. The peer's map of fog is as large as the next power of two of the image, not always 256 pixels.
 
 The file holds `image` (uint8 [h, w, 3]), `<name>` (uint8 [5, h, w, 3], one image per severity), `<name>.field` (one row
-of `fields`, as all severities draw alike), `<name>.<severity>.field` or, of shot noise, `<name>.<severity>.counts` (uint8
-[h, w, 3] photons, which `words_of_counts` turns into a field), and `libjpeg`, the version behind the JPEG files.
+of `fields`, where all severities draw alike), else `<name>.<severity>.field`, of shot noise `<name>.<severity>.counts`
+(uint8 [h, w, 3] photons, which `words_of_counts` turns into a field), and `libjpeg`, the version behind the JPEG files.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ Array = npt.NDArray[np.generic]
 FILE = Path(__file__).parent / "fixtures" / "imagecorruptions.npz"
 # As small as the peer's longest streak (41 taps) and its smallest image (32 px) allow.
 SEED, HEIGHT, WIDTH = 5, 32, 41
+# Two that draw the same numbers, which are kept once: the second's.
+ALIKE = {"speckle_noise": "gaussian_noise"}
 # The share of values that may differ by one level; none may by more. As in the contract suite: classes A, B and B'.
 SHARES = {
     "gaussian_noise": 0.002,
@@ -114,9 +117,10 @@ def proved(name: str, severity: int, image: Array, *, seed: int) -> tuple[Array,
         assert STATES.pop() == left, f"{name} {severity}: other draws than the peer's"
     found = reference(name, image, parameters_for(name, severity, image), as_field(name, drawn, severity, image))
     difference = np.abs(found.astype(int) - expected)
-    print(f"{name:18} {severity}  largest difference {difference.max()}, in {(difference > 0).mean():.3%} of the values")
+    share = (difference > 0).mean()
+    print(f"{name:18} {severity}  largest difference {difference.max()}, in {share:.3%} of the values")
     assert difference.max() <= (1 if SHARES[name] else 0)
-    assert (difference > 0).mean() <= SHARES[name]
+    assert share <= SHARES[name]
     return expected, drawn
 
 
@@ -160,6 +164,11 @@ def _words_of_flips(image: Array, parameters: tuple[float, ...], seed: int) -> A
     return words(np.where(flipped, np.where(white, share / 4, 3 * share / 4), (1 + share) / 2))
 
 
+def rarer_than_words(counts: Array, rates: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Counts so improbable that no word may stand for them: about one in 2^16."""
+    return stats.poisson.pmf(counts, rates) < 2 / 65536
+
+
 def words(uniform: npt.NDArray[np.float64]) -> Array:
     """int16: which of 65,536 equal parts of [0, 1] a number lies in, the first being -32768."""
     return (np.minimum(np.floor(uniform * 65536), 65535) - 32768).astype(np.int16)
@@ -200,7 +209,7 @@ def main() -> None:
     for name in SHARES:
         images, draws = zip(*(proved(name, severity, image, seed=SEED) for severity in range(1, 6)), strict=True)
         held[name] = np.stack(images)
-        if draws[0] is None:
+        if draws[0] is None or name in ALIKE:
             continue
         if all(np.array_equal(draws[0], other) for other in draws):
             held[f"{name}.field"] = draws[0]

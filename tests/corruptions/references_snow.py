@@ -1,14 +1,14 @@
 """Snow again, one image at a time in NumPy and SciPy, from the definition alone: see `corruption_references`."""
 
 import numpy as np
-from references_blur import clipped_zoom, streaked
+from references_blur import TIE, clipped_zoom, streaked
 
 
 def snow(x, mean, deviation, zoom, threshold, radius, sigma, mix, field):
     grey = x @ np.array([0.299, 0.587, 0.114])
     layer = snow_layer(field, x.shape[:2], mean, deviation, zoom, threshold, radius, sigma)[..., None] / 255.0
     bleached = mix * x + (1 - mix) * np.maximum(x, (1.5 * grey + 0.5)[..., None])
-    return bleached + layer + np.rot90(layer, 2)
+    return bleached + layer + np.rot90(layer, 2) + TIE
 
 
 def snow_layer(field, shape, mean, deviation, zoom, threshold, radius, sigma):

@@ -1,4 +1,4 @@
-"""Elastic transformation: identities and shifts in closed form, then OpenCV's warp and SciPy's Gaussian and sampling."""
+"""Elastic transformation: identities and shifts in closed form, then OpenCV's warp, SciPy's Gaussian and sampling."""
 
 import numpy as np
 import pytest
@@ -86,6 +86,7 @@ def test_the_affine_map_takes_the_corners_where_they_were_sent():
 def test_a_map_that_cannot_be_inverted_fetches_the_first_pixel():
     images = photos(1, 30, 30)
     inverse = inverse_affine(offsets([0, -20, 0, 0, 20, 0]), 30, 30)  # all three corners meet in one point
+    assert torch.isfinite(inverse).all()
     found = warp(planes(images), inverse)[0]
     assert torch.equal(found, planes(images)[0, :, :1, :1].expand(3, 30, 30))
 

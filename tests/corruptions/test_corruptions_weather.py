@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from corruption_references import fog_map, fog_map_in_loops, photos
+from corruption_references import photos
+from references_weather import fog_map, fog_map_in_loops
 from scipy import stats
 
 from holdfast import draws
@@ -83,13 +84,13 @@ def test_a_larger_image_gets_the_next_power_of_two():
     ("variant", "side"), [("imagenet224", 256), ("cifar32", 32), ("tiny64", 64), ("inception299", 512)]
 )
 def test_each_variant_has_a_map_of_its_own_size(variant, side):
-    images = torch.from_numpy(photos(1, side, side))
+    images = torch.from_numpy(photos(1, 20, 30))
     largest = images.max() / 255
     for severity, (thickness, decay, _) in enumerate(table.entry("fog").severities[variant], start=1):
         corruption = Corruption(name="fog", severity=severity, variant=variant)
-        field = table.fields(corruption, draws.keys(["0"]), side, side)
+        field = table.fields(corruption, draws.keys(["0"]), 20, 30)
         assert field.shape == (1, side * side - 1)
-        layer = torch.from_numpy(fog_map(field[0].double().numpy(), side, decay))[..., None]
+        layer = torch.from_numpy(fog_map(field[0].double().numpy(), side, decay))[:20, :30, None]
         expected = 255 * (images[0] / 255 + thickness * layer) * largest / (largest + thickness)
         found = foggy(images, severity, variant)[0].double()
         assert (expected.clamp(max=255) - found).abs().max() < 1.001

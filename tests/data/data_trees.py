@@ -154,6 +154,13 @@ def corrupted(
     return root
 
 
+def clean_imagenet(root: Path, count: int = 3, size: int = 16) -> Path:
+    """The clean images of `corrupted`: val/wnid/ILSVRC2012_val_00000001.JPEG."""
+    for i, (wnid, _) in enumerate((wnid, k) for wnid in WNIDS[:2] for k in range(count)):
+        save(root / "val" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG", noise(size, size, 3, seed=i))
+    return root
+
+
 def cifar_c(
     root: Path, names: Sequence[str] = ("fog", "snow"), *, n: int = 4, classes: int = 10, repeated: bool = True
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -99,10 +99,10 @@ class Logits(nn.Module):
 
     def __init__(self, task: Saliency) -> None:
         super().__init__()
-        self.encoder, self.head = task.encoder, task.head
+        self.encoder, self.head, self.level = task.encoder, task.head, task.head_level
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder.logits(x) if self.head is None else self.head(self.encoder.vector(x))
+        return self.encoder.logits(x) if self.head is None else self.head(self.encoder.vector(x, self.level))
 
 
 CONVOLUTIONS = {"cifar_resnet8": "layer3", "resnet18": "layer4", "mobilenet": "bn2", "fitted": "4"}
@@ -111,14 +111,13 @@ CONVOLUTIONS = {"cifar_resnet8": "layer3", "resnet18": "layer4", "mobilenet": "b
 @pytest.mark.parametrize(("name", "layer"), CONVOLUTIONS.items())
 def test_equals_captum_on_convolutions(name: str, layer: str) -> None:
     attribution = pytest.importorskip("captum.attr")
-    task = FAMILIES[name]()
-    x, model = images(96, 64), Logits(task).eval()
+    task, x = FAMILIES[name](), images(96, 64)
+    model = Logits(task).eval()
     clean = truth(task, x)
     with frozen(model):
         found = task.maps(x, clean)
     cam = attribution.LayerGradCam(model, task.encoder.trunk.get_submodule(layer))
     wanted = cam.attribute(x, target=clean["clean_class"], relu_attributions=True).detach()[:, 0]
-    assert found.shape == wanted.shape
     assert float(wanted.amax()) > 0
     torch.testing.assert_close(found, relative(wanted), rtol=0, atol=1e-6)
 
@@ -128,9 +127,8 @@ def uniform_vit() -> tuple[Encoder, VisionTransformer]:
     sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 6, "depth": 1, "num_heads": 2, "num_classes": 4}
     net = VisionTransformer(**sizes, reg_tokens=3, norm_layer=nn.Identity)
     redrawn(net)
-    nn.init.zeros_(net.blocks[0].attn.qkv.weight[:12])
-    nn.init.zeros_(net.blocks[0].attn.qkv.bias[:12])
-    nn.init.zeros_(net.blocks[0].mlp.fc2.weight)
+    for part in (net.blocks[0].attn.qkv.weight[:12], net.blocks[0].attn.qkv.bias[:12], net.blocks[0].mlp.fc2.weight):
+        nn.init.zeros_(part)
     return load(net, mean=MEAN, std=STD).double(), net
 
 
@@ -178,19 +176,19 @@ def by_differences(task: Saliency, module: nn.Module, prefix: int, x: Tensor, ch
 TOKENS = {
     "vit": (FAMILIES["vit"], "blocks.1.norm1", 3, (32, 48), (2, 3)),
     "vit_averaged": (FAMILIES["vit_averaged"], "blocks.1.norm1", 2, (32, 48), (2, 3)),
+    "fitted_tokens": (FAMILIES["fitted_tokens"], "blocks.0.norm1", 3, (32, 48), (2, 3)),
     "swin": (FAMILIES["swin"], "layers.3.blocks.1.norm2", 0, (64, 64), (2, 2)),
 }
 
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_equals_finite_differences_on_tokens(name: str) -> None:
-    """Two registers, with a class token or without, at another size than the ViT was made for; and a Swin."""
+    """Two registers, with a class token, without, with two of them read; another size than the ViT's own; a Swin."""
     made, layer, prefix, size, grid = TOKENS[name]
     task, x = made(), images(*size, n=1)
-    task.encoder.double()
+    nn.ModuleList([task.encoder, *task.modules()]).double()
     flat = by_differences(task, task.encoder.trunk.get_submodule(layer), prefix, x, int(truth(task, x)["clean_class"]))
     found = task.maps(x, {})
-    assert found.shape == (1, *grid)
     assert 0 < float(found.mean()) < 1
     torch.testing.assert_close(found, relative(flat).view(1, *grid), rtol=0, atol=1e-6)
 
@@ -217,7 +215,7 @@ def test_an_image_does_not_see_its_batch(name: str) -> None:
     torch.testing.assert_close(task.maps(x, LABELS), alone, rtol=0, atol=1e-9)
 
 
-def test_identical_images_do_not_drift_and_others_do(task: Saliency) -> None:
+def test_identical_pixelsdo_not_drift_and_others_do(task: Saliency) -> None:
     x, y = (images(64, 64, seed=seed) for seed in (0, 1))
     rows = truth(task, x)
     same = observe(task, task.encoder, x.clone(), rows)
@@ -254,7 +252,6 @@ def test_leaves_everything_as_it_was(task: Saliency, frozen_weights: bool) -> No
         task.outcome({"pixels": images(64, 64, seed=1)}, rows)
         assert not torch.is_grad_enabled()
     again = task.maps(x, rows)
-    assert torch.is_grad_enabled()
     assert state(parts) == before
     assert torch.equal(torch.get_rng_state(), drawn)
     assert torch.equal(x, images(64, 64))
@@ -279,17 +276,17 @@ def test_the_clean_class_is_held_and_the_true_one_is_the_label() -> None:
 
 
 def test_similarity_shows_something_on_the_clean_image_and_a_cosine_would_not() -> None:
-    task, x = Saliency(convolution(), target="similarity"), images()
+    task, x, y = Saliency(convolution(), target="similarity"), images(), images(seed=1)
     with frozen(task.encoder):
         direction = truth(task, x)["clean_direction"]
-        activations = task.encoder(x, ("patch",)).maps["patch"]
-        z = activations.mean((2, 3)).requires_grad_()
+        seen, changed = (task.encoder(z, ("patch",)).maps["patch"] for z in (x, y))
+        z = seen.mean((2, 3)).requires_grad_()
         (steep,) = torch.autograd.grad(nn.functional.cosine_similarity(z, direction).sum(), z)
     assert float(steep.abs().max()) < 1e-6, "the map of a cosine would be rounding"
-    maps = task.maps(x, {})
-    assert maps.amax((1, 2)).tolist() == [1.0] * 4
-    wanted = (activations * direction[:, :, None, None]).sum(1)
-    torch.testing.assert_close(maps, relative(wanted), rtol=0, atol=1e-6)
+    assert task.maps(x, {}).amax((1, 2)).tolist() == [1.0] * 4
+    for pixels, activations, rows in ((x, seen, {}), (y, changed, {"clean_direction": direction})):
+        wanted = relative((activations * direction[:, :, None, None]).sum(1))
+        torch.testing.assert_close(task.maps(pixels, rows), wanted, rtol=0, atol=1e-6)
 
 
 def test_drift_in_closed_form() -> None:
@@ -336,10 +333,9 @@ def test_outcomes_of_a_head_with_labels() -> None:
 
 def test_what_cannot_be_measured_is_absent_with_a_reason() -> None:
     own = named("cifar_resnet8", "width=8")
-    similar = Saliency(own, target="similarity")
+    similar, unlabelled = Saliency(own, target="similarity"), Saliency(own, labelled=False)
     assert similar.absent() == {"accuracy": "there is no classification head"}
     assert "prediction" not in observe(similar, own, images(), truth(similar, images()))
-    unlabelled = Saliency(own, labelled=False)
     assert unlabelled.absent() == {"accuracy": "the images have no labels"}
     found = observe(unlabelled, own, images(seed=1), truth(unlabelled, images(), key=torch.arange(4)))
     assert {"prediction", "correct"} & found.keys() == {"prediction"}
@@ -352,7 +348,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_images_too_small_for_a_measure(name: str) -> None:
+def test_pixelstoo_small_for_a_measure(name: str) -> None:
     """SSIM below its window; ResNet-18 at 32 px, where every map would be 1 or 0, and every drift too."""
     made, size, message = SMALL[name]
     task, x = made(size), images(size, size)
@@ -364,6 +360,16 @@ def test_images_too_small_for_a_measure(name: str) -> None:
         made(0).outcome({"pixels": x}, truth(task, x))
 
 
+def flat() -> Saliency:
+    return Saliency(load(nn.Flatten(), mean=MEAN, std=STD), target="similarity")
+
+
+def endless() -> Saliency:
+    fitted = head(8)
+    nn.init.constant_(fitted.get_parameter("weight"), torch.inf)
+    return Saliency(convolution(), fitted)
+
+
 MISTAKES: dict[str, tuple[type[Exception], Callable[[Encoder], object]]] = {
     '"predicted"': (ConfigError, lambda own: Saliency(own, target="predictd")),
     'no head on "pooled".*similarity': (ConfigError, lambda own: Saliency(convolution())),
@@ -373,20 +379,10 @@ MISTAKES: dict[str, tuple[type[Exception], Callable[[Encoder], object]]] = {
     "one Saliency per encoder": (TrustError, lambda own: Saliency(own).read(convolution(), images())),
     '"stage3"': (ConfigError, lambda own: Saliency(own, target="similarity", head_level="stage4").maps(images(), {})),
     r"inference_mode.*no_grad": (ConfigError, torch.inference_mode()(lambda own: Saliency(own).maps(images(), {}))),
-    r"last map before pooling.*gives \[b, d\]": (ConfigError, lambda own: flattened().maps(images(), {})),
+    r"last map before pooling.*gives \[b, d\]": (ConfigError, lambda own: flat().maps(images(), {})),
     "are no map": (ConfigError, lambda own: Saliency(named("mixer_s32_224", "img_size=32")).maps(images(), {})),
     "not finite": (TrustError, lambda own: endless().maps(images(), {})),
 }
-
-
-def flattened() -> Saliency:
-    return Saliency(load(nn.Flatten(), mean=MEAN, std=STD), target="similarity")
-
-
-def endless() -> Saliency:
-    fitted = head(8)
-    nn.init.constant_(fitted.get_parameter("weight"), torch.inf)
-    return Saliency(convolution(), fitted)
 
 
 @pytest.mark.parametrize("message", MISTAKES)

@@ -1,0 +1,188 @@
+"""The sections of the corruption study: heat map, severities and families. What is absent says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from holdfast.evaluation.corruption_errors import SEVERITIES
+from holdfast.evaluation.curves import OUTCOMES, Outcome, Profile, Subject, profiles
+from holdfast.evaluation.curves import corruption_errors as errors_of
+from holdfast.evaluation.published import CORRUPTIONS, FAMILIES, family
+from holdfast.evaluation.rows import interval, last_line, value
+from holdfast.records import Metric
+from holdfast.reporting import corruption_figures as figures
+from holdfast.reporting.sections import Cell, Section
+from holdfast.reporting.wording import complement, listed, sentence
+
+Found = Mapping[str, Mapping[str, Profile]]
+Means = Mapping[str, Mapping[str, Metric]]
+
+_MEANS = {"15": "mean of the 15 of the mCE", "19": "mean of all 19"}
+
+
+def corruption(seen: Sequence[Subject], places: Mapping[str, int]) -> list[Section]:
+    """The heat map, the panels per severity and the bars per family.
+
+    The first two show the first outcome that was recorded under corruptions.
+    """
+    heat, panels = Section("Corruptions", "corruptions"), Section("Corruptions by severity", "severities")
+    outcome, found = _first(seen)
+    missing = gaps(seen, outcome.task)
+    if not found:
+        heat.absent = ["no corruption was measured", *told(missing)]
+        panels.absent = ["no corruption was measured"]
+        return [heat, panels, families(seen, places)]
+    strong = "better" if outcome.worse == "lower" else "worse"
+    means = _rights(seen) if outcome.name == "correct" else {}
+    heat.lead = [f"{sentence(outcome.title)}, {over(found)}; stronger colour is {strong}."]
+    if means:
+        heat.lead[0] += " Means are 1 - mean error, over the images that all cells of an encoder share."
+    heat.table = heat_table(found, places, means=means, missing=missing)
+    without = [s.name for s in seen if s.name not in found]
+    heat.absent = [f"{listed(without)}: {outcome.title} under corruption was not recorded"] if without else []
+    heat.absent += told(missing)
+    panels.charts = [figures.over_severity(found, places, title=outcome.title)]
+    return [heat, panels, families(seen, places)]
+
+
+def families(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
+    """Bars of the mean error of each family."""
+    section = Section("Corruptions by family", "families")
+    means = {s.name: errors_of(s)[1].families for s in seen}
+    if all(errors_of(s)[1].plain.value is None for s in seen):
+        section.absent = ["no corruption was judged by classification"]
+        return section
+    shown = {who: by for who, by in means.items() if any(m.value is not None for m in by.values())}
+    section.absent = reasons((name, who, by[name]) for name in FAMILIES for who, by in means.items())
+    if shown:
+        section.charts = [figures.family_bars(shown, places)]
+    return section
+
+
+def gaps(seen: Sequence[Subject], task: str) -> dict[tuple[str, str], dict[int, str]]:
+    """The errors of failed cells: by encoder and corruption, then by severity."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for subject in seen:
+        for result in subject.failed:
+            stage = result.cell.corruption
+            if stage is not None and result.cell.judge.task == task:
+                error = last_line(result.error).removeprefix("holdfast.errors.")
+                found.setdefault((subject.name, stage.name), {})[stage.severity] = error
+    return found
+
+
+def told(missing: Mapping[tuple[str, str], Mapping[int, str]]) -> list[str]:
+    """Failed cells in sentences: those of one corruption that failed alike in one."""
+    alike: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for (who, name), by in missing.items():
+        for error in dict.fromkeys(by.values()):
+            severities = tuple(sorted(s for s, other in by.items() if other == error))
+            alike.setdefault((name, error, severities), []).append(who)
+    return [
+        f"{name} at severity {listed(severities)} of {listed(who)}; failed with: {error}"
+        for (name, error, severities), who in alike.items()
+    ]
+
+
+def reasons(metrics: Iterable[tuple[str, str, Metric]]) -> list[str]:
+    """Why numbers are absent, in sentences: title, encoder and metric of each; those of one reason in one."""
+    alike: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for title, who, metric in metrics:
+        if metric.value is None:
+            titles, names = alike.setdefault(metric.reason, ({}, {}))
+            titles[title], names[who] = None, None
+    return [f"{listed(titles)} of {listed(names)}: {reason}" for reason, (titles, names) in alike.items()]
+
+
+def over(found: Found) -> str:
+    """What a mean is taken over, in words: the severities that every corruption of every encoder has."""
+    held = [_severities(p) for by in found.values() for p in by.values()]
+    common = held[0] if held and all(h == held[0] for h in held) else SEVERITIES
+    if len(common) == 1:
+        return f"at severity {common[0]}"
+    whole = list(common) == list(range(common[0], common[-1] + 1))
+    return "mean over severities " + (f"{common[0]} to {common[-1]}" if whole else listed(common))
+
+
+def heat_table(
+    found: Found,
+    places: Mapping[str, int],
+    *,
+    means: Means | None = None,
+    missing: Mapping[tuple[str, str], Mapping[int, str]] | None = None,
+) -> list[list[Cell]]:
+    """Corruptions down, family by family, and encoders across; shaded by the number.
+
+    Args:
+        found: profiles by encoder, then by corruption.
+        places: of the encoders in the page.
+        means: by family, 15 and 19, then by encoder: a row each after the corruptions that they belong to.
+        missing: as `gaps` gives it.
+    """
+    means, missing = means or {}, missing or {}
+    names = {name for by in found.values() for name in by} | {name for who, name in missing if who in found}
+    ordered = [*(c for c in CORRUPTIONS if c in names), *sorted(names - {*CORRUPTIONS})]
+    every = [p.mean for by in found.values() for p in by.values()]
+    top = max((m.value or 0.0 for m in every), default=1.0)
+    largest = 1.0 if all(m.unit == "fraction" for m in every) else top or 1.0
+    table = [[Cell("family"), Cell("corruption")] + [Cell(who, place=places[who]) for who in found]]
+    for group in dict.fromkeys(family(name) for name in ordered):
+        members = [name for name in ordered if family(name) == group]
+        for name in members:
+            row = [Cell(group if name == members[0] else ""), Cell(name.replace("_", " "))]
+            table.append(row + [_profile(by.get(name), missing.get((who, name)), largest) for who, by in found.items()])
+        table += _mean_row(f"mean of {group}", means.get(group, {}), found, largest)
+    for key, title in _MEANS.items():
+        table += _mean_row(title, means.get(key, {}), found, largest)
+    return table
+
+
+def number(metric: Metric, *, shade: float | None = None, bold: bool = False, small: str = "") -> Cell:
+    """A metric with interval and n; or a dash with the reason behind it."""
+    if metric.value is None:
+        return Cell("\u2013", "absent", hint=metric.reason)
+    return Cell(value(metric), small or f"{interval(metric)} n = {metric.n}", bold=bold, shade=shade)
+
+
+def _profile(profile: Profile | None, failed: Mapping[int, str] | None, largest: float) -> Cell:
+    if profile is None:
+        hint = "; ".join(dict.fromkeys(failed.values())) if failed else "not measured"
+        return Cell("\u2013", "failed" if failed else "not measured", hint=hint)
+    cell = number(profile.mean, shade=_shade(profile.mean, largest))
+    if not failed:
+        return cell
+    kept = f"severity {listed(_severities(profile))} alone"
+    return cell._replace(small=f"{cell.small}; {kept}", hint="; ".join(dict.fromkeys(failed.values())))
+
+
+def _mean_row(title: str, means: Mapping[str, Metric], found: Found, largest: float) -> list[list[Cell]]:
+    """A row, or none where no encoder has the number."""
+    if all(m.value is None for m in means.values()):
+        return []
+    cells = [number(means[who], shade=_shade(means[who], largest), bold=True) for who in found]
+    return [[Cell(""), Cell(title, bold=True), *cells]]
+
+
+def _shade(metric: Metric, largest: float) -> float | None:
+    return None if metric.value is None else min(max(metric.value / largest, 0.0), 1.0)
+
+
+def _severities(profile: Profile) -> list[int]:
+    return [severity for severity in profile.severities if severity > 0]
+
+
+def _first(seen: Sequence[Subject]) -> tuple[Outcome, Found]:
+    """The first outcome that was recorded under corruptions, and its profiles by encoder."""
+    for name in ("correct", "knn_correct", "cosine"):
+        if found := {s.name: profile for s in seen if (profile := profiles(s, OUTCOMES[name]))}:
+            return OUTCOMES[name], found
+    return OUTCOMES["correct"], {}
+
+
+def _rights(seen: Sequence[Subject]) -> Means:
+    """Mean accuracies by family, 15 and 19, then by encoder."""
+    every = {s.name: errors_of(s)[1] for s in seen}
+    groups = {name: {who: complement(e.families[name], "accuracy") for who, e in every.items()} for name in FAMILIES}
+    return groups | {
+        key: {who: complement(e.metrics[f"mean_error_{key}"], "accuracy") for who, e in every.items()} for key in _MEANS
+    }
