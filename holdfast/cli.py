@@ -52,7 +52,7 @@ VERBS = {
     "probe": Verb(configs.ProbeConfig, "fit a head on a frozen encoder", "encoder"),
     "attack": Verb(configs.AttackConfig, "look, do not measure: attack a few images, write a gallery", "encoder"),
     "bench": Verb(configs.BenchConfig, "measure encoders: clean, corrupted, attacked", "encoders"),
-    "corrupt": Verb(configs.CorruptConfig, "write corrupted copies of images in the layout of ImageNet-C or CIFAR-10-C"),
+    "corrupt": Verb(configs.CorruptConfig, "write corrupted copies of images as ImageNet-C or CIFAR-10-C lie on disk"),
     "report": Verb(configs.ReportConfig, "draw the page and the tables from records", "runs"),
     "ls": Verb(configs.LsConfig, "list what exists, or what a run holds", "what"),
 }

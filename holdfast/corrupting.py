@@ -12,7 +12,7 @@ import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from holdfast import disk, draws
 from holdfast.configs import CorruptConfig
 from holdfast.corruptions import table
 from holdfast.data.batches import Pixels8, Source
+from holdfast.data.copies import RECORD, Copy, Layout, read_copy
 from holdfast.data.sources import images, open_source
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, ConflictError, DataError, nearest
@@ -30,13 +31,10 @@ from holdfast.evaluation.blocks import spans
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.plan import textures
 from holdfast.progress import Bar, Say
-from holdfast.records import Copy, Corruption, build, to_yaml
+from holdfast.records import Corruption, build, to_yaml
 from holdfast.signals import Stopping
-from holdfast.subjects import RECORD
 
 QUALITY = 85
-
-Layout = Literal["folders", "arrays"]
 
 
 def write(config: CorruptConfig, say: Say) -> Path:
@@ -136,7 +134,7 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
     layout = own if config.layout == "auto" else config.layout
     if layout == "arrays" and set(config.severities) != {1, 2, 3, 4, 5}:
         raise ConfigError(
-            "An array of the official layout holds severities 1 to 5.", next="Leave --severities out, or --layout folders."
+            "An official array holds severities 1 to 5.", next="Leave --severities out, or --layout folders."
         )
     return source, conditions, layout
 
@@ -148,9 +146,8 @@ def _is_arrays(source: Source) -> bool:
 
 def _open(out: Path, copy: Copy, *, replace: bool) -> None:
     """Begin a folder, or make sure that it was begun with the same corruptions of the same images."""
-    path = out / RECORD
-    if path.exists():
-        old = build(Copy, msgspec.yaml.decode(path.read_bytes()), origin=str(path))
+    old = read_copy(out)
+    if old is not None:
         if (old.data, old.corruptions, old.layout) == (copy.data, copy.corruptions, copy.layout):
             return
         if not replace:
@@ -163,7 +160,7 @@ def _open(out: Path, copy: Copy, *, replace: bool) -> None:
         shutil.rmtree(out / ".parts", ignore_errors=True)
     elif out.exists() and any(out.iterdir()):
         raise ConflictError(f"{out} holds something else.", next="Choose an --out that is empty or new.")
-    disk.write(path, to_yaml(copy))
+    disk.write(out / RECORD, to_yaml(copy))
 
 
 def _differing(old: Copy, new: Copy) -> str:

@@ -55,7 +55,7 @@ def _corruptions() -> list[str]:
         {
             **{family: ", ".join(names) for family, names in families().items()},
             "variants": ", ".join(variants()),
-            "frost": f"published textures in {textures}" if textures else "drawn textures; HOLDFAST_FROST=folder names others",
+            "frost": f"published textures in {textures}" if textures else "drawn; HOLDFAST_FROST=folder names others",
             "spatter": 'needs OpenCV: pip install "holdfast[opencv]"',
         }
     )

@@ -38,7 +38,7 @@ class Data(Record, frozen=True, kw_only=True):
     """Which images, and how a file becomes the pixels of a batch.
 
     Attributes:
-        source: scenes, folder, flat, cifar10, cifar100, mnist, fashion_mnist, stl10, flowers102, food101, imagenet.
+        source: what is read, and how: `holdfast ls layouts` lists all (scenes, folder, cifar10, imagenet_c...).
         root: folder that holds it (empty for scenes).
         split: train, val, test, or what the layout calls it.
         limit: how many images at most; 0 = all (scenes: how many are drawn).
@@ -282,24 +282,6 @@ class Result(Record, frozen=True, kw_only=True):
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, or None where the cell has none."""
         return next((m for m in self.metrics if m.name == name), None)
-
-
-class Copy(Record, frozen=True, kw_only=True):
-    """What `corrupt` wrote into a folder: its `corrupt.yaml`.
-
-    Attributes:
-        data: the images, with the digest of their list.
-        corruptions: every condition.
-        layout: folders (corruption/severity/class/image) or arrays (corruption.npy).
-        environment: where it began.
-        warnings: in words.
-    """
-
-    data: Data
-    corruptions: tuple[Corruption, ...]
-    layout: Literal["folders", "arrays"]
-    environment: Environment
-    warnings: tuple[str, ...] = ()
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------

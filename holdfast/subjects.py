@@ -12,13 +12,14 @@ from torch import nn
 from holdfast.configs import BenchConfig
 from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
+from holdfast.data.copies import read_copy
 from holdfast.data.sources import images_for, open_source, parse, splits
 from holdfast.errors import ConfigError, DataError, nearest
 from holdfast.evaluation.plan import Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
 from holdfast.models.heads import read_head
-from holdfast.records import Cell, Copy, Corruption, Data, Judge, Model, build
+from holdfast.records import Cell, Corruption, Data, Judge, Model
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.features import Extracted, cached
@@ -28,7 +29,6 @@ from holdfast.training.probe import fit_linear
 
 KEPT_ENCODERS = 4
 KEPT_PARTNERS = 2
-RECORD = "corrupt.yaml"
 
 
 class Stock:
@@ -233,7 +233,11 @@ class Stock:
         for name in asked:
             if name not in names:
                 raise DataError(f'{text} has no corruption "{name}".', next=nearest(name, names))
-        own = _own_copy(Path(root))
+        copy = read_copy(root)
+        stages = [msgspec.structs.replace(stage, root=root) for stage in copy.corruptions] if copy else []
+        own = {(stage.name, stage.severity): stage for stage in stages}
+        if not own and corrupted.VARIANTS[kind] == "imagenet224":
+            self._check_crop(text)
         return [
             own.get((name, severity))
             or Corruption(
@@ -248,6 +252,16 @@ class Stock:
             for name, severity in there
             if name in asked and severity in (config.severities or (1, 2, 3, 4, 5))
         ]
+
+    def _check_crop(self, text: str) -> None:
+        """The clean images must show what ImageNet-C shows: the centre 224 of 256, at whatever size was asked for."""
+        config = self.config
+        if config.corrupted != config.data and config.size and abs(config.resize * 224 / 256 - config.size) > 1:
+            raise DataError(
+                f"--resize {config.resize} --size {config.size} cuts another part of the picture than {text} shows.",
+                asked="Clean images are compared with their corrupted versions.",
+                next=f"That is the centre 224 of 256: --resize {round(config.size * 256 / 224)} --size {config.size}.",
+            )
 
     def _part(self, geometry: Geometry, shown: Data, limit: int) -> Data:
         """The first so many images of the subset that is shown; the same record where that is all of them."""
@@ -278,8 +292,8 @@ class Stock:
         have, want = tuple(found.linear.weight.shape), (len(source.classes), encoder.dims(level))
         if have != want:
             raise ConfigError(
-                f"{model.head} holds a head of {have[1]} features for {have[0]} classes; {encoder.name} has {want[1]} at "
-                f"{level}, {self.config.data} has {want[0]} classes.",
+                f"{model.head} holds a head of {have[1]} features for {have[0]} classes; {encoder.name} has {want[1]} "
+                f"at {level}, {self.config.data} has {want[0]} classes.",
                 next="Name the level that it reads (head_level in models), or leave the head out.",
             )
         self._heads[found.digest] = found.linear.to(self.device)
@@ -334,16 +348,6 @@ class Stock:
         # Weights alone do not say how they are read: the whole record does, but for the name on the page.
         record = msgspec.structs.replace(model, name="")
         return self.heads / f"{record.digest()[:16]}-{read.digest()[:16]}.safetensors"
-
-
-def _own_copy(root: Path) -> dict[tuple[str, int], Corruption]:
-    """How a folder that `holdfast corrupt` wrote was made; nothing for the sets of others."""
-    path = root / RECORD
-    if not path.is_file():
-        return {}
-    copy = build(Copy, msgspec.yaml.decode(path.read_bytes()), origin=str(path))
-    made = (msgspec.structs.replace(stage, root=str(root)) for stage in copy.corruptions)
-    return {(stage.name, stage.severity): stage for stage in made}
 
 
 def _is_series(path: Path) -> bool:

@@ -99,7 +99,7 @@ def _listed_array(kind: str, root: Path, name: str, severity: int) -> Listing:
             next=f"Read copies of other images beside these: --data CLEAN --corrupted {root}.",
         )
     labels = _labels(kind, root, severity, len(pixels))
-    return official._from_array(f"{name}/{severity}", pixels, labels, ARRAYS[kind])
+    return official.from_array(f"{name}/{severity}", pixels, labels, ARRAYS[kind])
 
 
 def _rows(clean: Source, kind: str, root: Path, name: str, severity: int) -> _Images:
@@ -152,9 +152,9 @@ def _listed_tree(kind: str, root: Path, name: str, severity: int) -> Listing:
     split = f"{name}/{severity}"
     classes = folders.subfolders(home / split)
     # Tiny-ImageNet's heads count its own 200 classes.
-    if kind != "tiny_imagenet_c" and classes and set(classes) <= set(folders._imagenet_names()[0]):
-        return folders._imagenet(home, split)
-    return folders._by_class(home, split, None)
+    if kind != "tiny_imagenet_c" and classes and set(classes) <= set(folders.imagenet_names()[0]):
+        return folders.imagenet(home, split)
+    return folders.by_class(home, split, None)
 
 
 def _files(clean: Source, kind: str, root: Path, name: str, severity: int) -> _Images:

@@ -52,7 +52,7 @@ def wnid_folders(root: Path) -> Splits:
     Returns:
         Per split a function that reads its listing; it raises `DataError` where a folder is no wnid of ImageNet-1k.
     """
-    return {name: functools.partial(_imagenet, root, name) for name in subfolders(root)}
+    return {name: functools.partial(imagenet, root, name) for name in subfolders(root)}
 
 
 def flat(root: Path) -> Splits:
@@ -83,10 +83,15 @@ def from_files(
 
 
 def _lazily(root: Path, split: str, training: str | None) -> Callable[[], Listing]:
-    return functools.partial(_by_class, root, split, training)
+    return functools.partial(by_class, root, split, training)
 
 
-def _by_class(root: Path, split: str, training: str | None) -> Listing:
+def by_class(root: Path, split: str, training: str | None) -> Listing:
+    """The class folders of a split (empty = the root itself), labelled by those of the training split.
+
+    Raises:
+        DataError: a class is missing from the training split, or images lie beside the class folders.
+    """
     here = subfolders(root / split)
     if not here:
         return _unlabelled(root, split)
@@ -98,16 +103,28 @@ def _by_class(root: Path, split: str, training: str | None) -> Listing:
             asked=f"Labels of {root} were asked for.",
             next=f"Classes come from {training}/: add the folder there, or remove it here.",
         )
-    return _labelled(root, split, here, classes)
+    return labelled(root, split, here, classes)
 
 
-def _labelled(
+def labelled(
     root: Path,
     split: str,
     here: Sequence[str],
     classes: tuple[str, ...],
     aliases: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Listing:
+    """The images of the folders `here`, each labelled by its place in `classes`.
+
+    Args:
+        root: that the ids are relative to.
+        split: folder below it; empty = the root itself.
+        here: class folders that are there.
+        classes: all names in label order.
+        aliases: other names of classes.
+
+    Raises:
+        DataError: images lie beside the class folders.
+    """
     stray = _images(root / split, deep=False)
     if stray:
         raise DataError(
@@ -133,8 +150,13 @@ def _unlabelled(root: Path, split: str) -> Listing:
     return from_files(root, files)
 
 
-def _imagenet(root: Path, split: str) -> Listing:
-    wnids, aliases = _imagenet_names()
+def imagenet(root: Path, split: str) -> Listing:
+    """The wnid folders of a split with the official labels of ImageNet-1k.
+
+    Raises:
+        DataError: a folder is no wnid of ImageNet-1k, or there is none.
+    """
+    wnids, aliases = imagenet_names()
     here = subfolders(root / split)
     foreign = [name for name in here if name not in wnids]
     if foreign or not here:
@@ -144,11 +166,11 @@ def _imagenet(root: Path, split: str) -> Listing:
             asked="ImageNet-1k is one folder per wnid (n01440764...) in each split.",
             next=f"Sort the images into them, or read the folder for what it is: --data {root}.",
         )
-    return _labelled(root, split, here, wnids, aliases)
+    return labelled(root, split, here, wnids, aliases)
 
 
 @functools.cache
-def _imagenet_names() -> tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]:
+def imagenet_names() -> tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]:
     """The wnids in official order (which is their sorted order), and which wnids a word stands for."""
     from timm.data import ImageNetInfo
 

@@ -97,7 +97,7 @@ def _missing(path: Path) -> DataError:
     return DataError(f"No file {path}.", next="See holdfast ls layouts for what a set looks like on disk.")
 
 
-def _from_array(split: str, pixels: Pixels8, labels: Sequence[int] | None, classes: tuple[str, ...]) -> Listing:
+def from_array(split: str, pixels: Pixels8, labels: Sequence[int] | None, classes: tuple[str, ...]) -> Listing:
     """A listing whose images are one array, uint8 [n, h, w, 3]."""
     if labels is not None:
         worst = max(labels, default=0)
@@ -119,7 +119,7 @@ def _cifar(home: Path, files: Mapping[str, Sequence[str]], meta: str, keys: tupl
         rows = np.concatenate([np.asarray(part["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for part in parts])
         labels = [int(label) for part in parts for label in part[keys[0]]]
         classes = tuple(_text(name) for name in _unpickled(home / meta, keys[1])[keys[1]])
-        return _from_array(split, np.ascontiguousarray(rows.transpose(0, 2, 3, 1)), labels, classes)
+        return from_array(split, np.ascontiguousarray(rows.transpose(0, 2, 3, 1)), labels, classes)
 
     return {split: functools.partial(listing, split) for split, names in files.items() if (home / names[0]).is_file()}
 
@@ -173,7 +173,7 @@ def _idx(home: Path, classes: tuple[str, ...]) -> Splits:
     def listing(split: str, prefix: str) -> Listing:
         grey = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(raw / f"{prefix}-labels-idx1-ubyte", 1)
-        return _from_array(split, np.broadcast_to(grey[..., None], (*grey.shape, 3)), labels.tolist(), classes)
+        return from_array(split, np.broadcast_to(grey[..., None], (*grey.shape, 3)), labels.tolist(), classes)
 
     names = {"train": "train", "test": "t10k"}
     there = {split: prefix for split, prefix in names.items() if any(raw.glob(f"{prefix}-images-idx3-ubyte*"))}
@@ -213,7 +213,7 @@ def _stl(home: Path, split: str) -> Listing:
         raise _missing(truth)
     labels = None if split == "unlabeled" else [int(label) - 1 for label in np.fromfile(truth, np.uint8)]
     # Columns come before rows in the file.
-    return _from_array(split, stored.transpose(0, 3, 2, 1), labels, classes)
+    return from_array(split, stored.transpose(0, 3, 2, 1), labels, classes)
 
 
 def _flowers(home: Path, column: str) -> Listing:

@@ -159,8 +159,8 @@ def _two_hundred(home: Path, kind: str) -> Listing:
     wanted, here = _wnids_of(kind), folders.subfolders(home)
     if tuple(here) != wanted:
         raise _not_the_two_hundred(home, kind, here)
-    wnids, aliases = folders._imagenet_names()
-    listing = folders._labelled(home, "", here, wnids, aliases)
+    wnids, aliases = folders.imagenet_names()
+    listing = folders.labelled(home, "", here, wnids, aliases)
     return replace(listing, within=tuple(wnids.index(wnid) for wnid in wanted))
 
 
@@ -190,9 +190,9 @@ def _numbered(home: Path) -> Listing:
             asked="ImageNet-V2 is folders 0 to 999, whose names are the labels.",
             next=f"Folders named by wnid are read with --data imagenet:{home.parent} --split {home.name}.",
         )
-    wnids, aliases = folders._imagenet_names()
+    wnids, aliases = folders.imagenet_names()
     # By number: sorted as text, folder 10 would come before folder 2, which is the classic mistake with this set.
-    listing = folders._labelled(home, "", sorted(here, key=int), _NUMBERS, aliases)
+    listing = folders.labelled(home, "", sorted(here, key=int), _NUMBERS, aliases)
     return replace(listing, classes=wnids, empty=tuple(wnids[int(name)] for name in listing.empty))
 
 
@@ -205,11 +205,11 @@ def _is_v2(here: list[str], name: str) -> bool:
 
 
 def _sketches(home: Path) -> Listing:
-    return folders._imagenet(home, "")
+    return folders.imagenet(home, "")
 
 
 def _wnids() -> tuple[str, ...]:
-    return folders._imagenet_names()[0]
+    return folders.imagenet_names()[0]
 
 
 @functools.cache
@@ -225,7 +225,7 @@ def _wnids_of(kind: str) -> tuple[str, ...]:
 def _cifar10_1(home: Path, version: str) -> Listing:
     pixels = mapped_images(home / f"cifar10.1_{version}_data.npy")
     labels = mapped(home / f"cifar10.1_{version}_labels.npy")
-    return official._from_array(version, pixels, [int(label) for label in labels.ravel()], CIFAR10)
+    return official.from_array(version, pixels, [int(label) for label in labels.ravel()], CIFAR10)
 
 
 def _tiny_train(home: Path) -> Listing:
@@ -233,7 +233,7 @@ def _tiny_train(home: Path) -> Listing:
     foreign = sorted(set(here) - set(classes))
     if foreign:
         raise DataError(f"{home}/train has {foreign[0]}, wnids.txt has not.", next="Unpack the set again.")
-    return folders._labelled(home, "train", here, classes)
+    return folders.labelled(home, "train", here, classes)
 
 
 def _tiny_val(home: Path) -> Listing:

@@ -11,9 +11,9 @@ import msgspec
 from holdfast.attacks.executor import SMALLEST
 from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
+from holdfast.corruptions.frost import find_published
 from holdfast.corruptions.table import families
 from holdfast.corruptions.table import names as corruption_names
-from holdfast.corruptions.frost import find_published
 from holdfast.errors import ConfigError, nearest
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
 from holdfast.tasks.classification import Classification
@@ -73,7 +73,7 @@ SUITES: dict[str, Suite] = {
             attack_limit=200,
             corruptions=_FIFTEEN,
             attacks=_grid(_LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20))),
-            about="500 images, 15 corruptions, 200 images attacked with PGD-20 and EmbedAttack on six Linf radii: a first look",
+            about="500 images, 15 corruptions, 200 attacked with PGD-20 and EmbedAttack at six radii: a first look",
         ),
         Suite(
             name="standard",
@@ -87,7 +87,7 @@ SUITES: dict[str, Suite] = {
                     *_against(_VECTORS, "embedding", steps=20),
                 ),
             ),
-            about="5,000 images, 19 corruptions, 1,000 images attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
+            about="5,000 images, 19 corruptions, 1,000 attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
         ),
         Suite(
             name="full",
@@ -101,7 +101,7 @@ SUITES: dict[str, Suite] = {
                     *_against(_VECTORS, "embedding", steps=50, restarts=2),
                 ),
             ),
-            about="every image, 19 corruptions, PGD-100 with five restarts on two harms, EmbedAttack with 50 steps twice",
+            about="every image, 19 corruptions, PGD-100 with 5 restarts on two harms, EmbedAttack with 50 steps twice",
         ),
         Suite(
             name="corruptions",

@@ -19,6 +19,7 @@ from holdfast import disk
 from holdfast.attacks.executor import SMALLEST
 from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import notes
+from holdfast.data.copies import read_copy
 from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
 from holdfast.evaluation import statistics
 from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
@@ -28,7 +29,7 @@ from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import Store
 from holdfast.progress import Bar, say
-from holdfast.records import Cell, Cost, Metric, Result
+from holdfast.records import Cell, Corruption, Cost, Metric, Result
 from holdfast.signals import Stopping
 from holdfast.tasks.task import Task
 
@@ -211,7 +212,7 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
     remarks: tuple[str, ...] = ()
     if cell.corruption is not None:
         high, wide = source.read(0).pixels.shape[:2]
-        remarks = notes(cell.corruption, high, wide)
+        remarks = notes(cell.corruption, high, wide) or _remarks_of_copy(cell.corruption)
     return Result(
         id=cell.id,
         cell=cell,
@@ -223,6 +224,12 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
         asked=cell.data.limit or len(source),
         warnings=(*run.warnings, *remarks),
     )
+
+
+def _remarks_of_copy(corruption: Corruption) -> tuple[str, ...]:
+    """What `holdfast corrupt` had to say about images that are read from its folder."""
+    copy = read_copy(corruption.root) if corruption.root else None
+    return tuple(text for text in copy.warnings if text.startswith(f"{corruption.name}:")) if copy else ()
 
 
 def metrics(task: Task, whole: Outcomes) -> tuple[Metric, ...]:

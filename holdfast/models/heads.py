@@ -55,7 +55,7 @@ def read_head(path: str | Path) -> Head:
     bias = tensors[biases[0]] if biases else torch.zeros(len(weight))
     if len(bias) != len(weight) or not all(bool(torch.isfinite(t).all()) for t in (weight, bias)):
         raise CheckpointError(
-            f"{file}: weight {list(weight.shape)} and bias {list(bias.shape)} do not belong together, or are not finite.",
+            f"{file}: weight {list(weight.shape)}, bias {list(bias.shape)} do not belong together, or are not finite.",
             next="Take another file.",
         )
     return Head(_linear(weight, bias), content.metadata.get("level", ""), _digest(weight, bias))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from holdfast.evaluation.corruption_errors import SEVERITIES
 from holdfast.evaluation.curves import OUTCOMES, Outcome, Profile, Subject, profiles
 from holdfast.evaluation.curves import corruption_errors as errors_of
 from holdfast.evaluation.published import CORRUPTIONS, FAMILIES, family
@@ -95,13 +94,12 @@ def reasons(metrics: Iterable[tuple[str, str, Metric]]) -> list[str]:
 
 
 def over(found: Found) -> str:
-    """What a mean is taken over, in words: the severities that every corruption of every encoder has."""
-    held = [_severities(p) for by in found.values() for p in by.values()]
-    common = held[0] if held and all(h == held[0] for h in held) else SEVERITIES
-    if len(common) == 1:
-        return f"at severity {common[0]}"
-    whole = list(common) == list(range(common[0], common[-1] + 1))
-    return "mean over severities " + (f"{common[0]} to {common[-1]}" if whole else listed(common))
+    """What a mean is taken over, in words: every severity that a corruption of an encoder has."""
+    held = _severities(p for by in found.values() for p in by.values())
+    if len(held) == 1:
+        return f"at severity {held[0]}"
+    whole = held == list(range(held[0], held[-1] + 1))
+    return "mean over severities " + (f"{held[0]} to {held[-1]}" if whole else listed(held))
 
 
 def heat_table(
@@ -125,12 +123,16 @@ def heat_table(
     every = [p.mean for by in found.values() for p in by.values()]
     top = max((m.value or 0.0 for m in every), default=1.0)
     largest = 1.0 if all(m.unit == "fraction" for m in every) else top or 1.0
+    whole = _severities(p for by in found.values() for p in by.values())
     table = [[Cell("family"), Cell("corruption")] + [Cell(who, place=places[who]) for who in found]]
     for group in dict.fromkeys(family(name) for name in ordered):
         members = [name for name in ordered if family(name) == group]
         for name in members:
             row = [Cell(group if name == members[0] else ""), Cell(name.replace("_", " "))]
-            table.append(row + [_profile(by.get(name), missing.get((who, name)), largest) for who, by in found.items()])
+            for who, by in found.items():
+                failed = "; ".join(dict.fromkeys(missing.get((who, name), {}).values()))
+                row.append(_profile(by.get(name), failed, whole, largest))
+            table.append(row)
         table += _mean_row(f"mean of {group}", means.get(group, {}), found, largest)
     for key, title in _MEANS.items():
         table += _mean_row(title, means.get(key, {}), found, largest)
@@ -144,15 +146,14 @@ def number(metric: Metric, *, shade: float | None = None, bold: bool = False, sm
     return Cell(value(metric), small or f"{interval(metric)} n = {metric.n}", bold=bold, shade=shade)
 
 
-def _profile(profile: Profile | None, failed: Mapping[int, str] | None, largest: float) -> Cell:
+def _profile(profile: Profile | None, failed: str, whole: Sequence[int], largest: float) -> Cell:
     if profile is None:
-        hint = "; ".join(dict.fromkeys(failed.values())) if failed else "not measured"
-        return Cell("\u2013", "failed" if failed else "not measured", hint=hint)
+        return Cell("\u2013", "failed" if failed else "not measured", hint=failed or "not measured")
     cell = number(profile.mean, shade=_shade(profile.mean, largest))
-    if not failed:
+    held = _severities([profile])
+    if held == whole:
         return cell
-    kept = f"severity {listed(_severities(profile))} alone"
-    return cell._replace(small=f"{cell.small}; {kept}", hint="; ".join(dict.fromkeys(failed.values())))
+    return cell._replace(small=f"{cell.small}; severity {listed(held)} alone", hint=failed or "not measured")
 
 
 def _mean_row(title: str, means: Mapping[str, Metric], found: Found, largest: float) -> list[list[Cell]]:
@@ -167,8 +168,8 @@ def _shade(metric: Metric, largest: float) -> float | None:
     return None if metric.value is None else min(max(metric.value / largest, 0.0), 1.0)
 
 
-def _severities(profile: Profile) -> list[int]:
-    return [severity for severity in profile.severities if severity > 0]
+def _severities(profiles: Iterable[Profile]) -> list[int]:
+    return sorted({severity for profile in profiles for severity in profile.severities if severity > 0})
 
 
 def _first(seen: Sequence[Subject]) -> tuple[Outcome, Found]:

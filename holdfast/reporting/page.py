@@ -18,14 +18,18 @@ from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
 from holdfast.records import to_yaml
-from holdfast.reporting import sections
+from holdfast.reporting import gallery, maps, sections, similarity
+from holdfast.reporting.corruptions import corruption
 from holdfast.reporting.figures import GLYPHS, PALETTE, shape
-from holdfast.reporting.gallery import walls
+from holdfast.reporting.gallery import Wall
+from holdfast.reporting.maps import PairWall
+from holdfast.reporting.mce import mce
 from holdfast.reporting.sections import Cell
 from holdfast.reporting.tables import results_csv, table_tex
 from holdfast.reporting.wording import cell_text, gap, headline, span
 
 TRANSPOSED_FROM = 6
+IMAGES = 3_900_000
 
 
 def report(runs: Sequence[Run], out: Path, *, title: str = "") -> Path:
@@ -51,7 +55,7 @@ def report(runs: Sequence[Run], out: Path, *, title: str = "") -> Path:
     seen = subjects(runs)
     columns = summary(seen)
     html = render(runs, seen, columns, title=title or " and ".join(run.name for run in runs))
-    disk.write(page.parent / "results.csv", results_csv(runs))
+    disk.write(page.parent / "results.csv", results_csv(runs, seen))
     disk.write(page.parent / "table.tex", table_tex(seen, columns))
     return disk.write(page, html)
 
@@ -60,7 +64,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
     """The page as text."""
     places = {s.name: at for at, s in enumerate(seen)}
     verdicts = {s.name: checks(s) for s in seen}
-    shown, left_out = walls(seen)
+    (shown, left_out), (pairs, pairs_left_out) = _images(seen)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("holdfast.reporting", "."),
         autoescape=True,
@@ -80,10 +84,14 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         definitions=[(c.title, c.about) for c in columns],
         sections=[
             sections.accuracy(seen, places),
-            *sections.corruption(seen, places),
-            sections.mce(seen, places),
+            *corruption(seen, places),
+            mce(seen, places),
+            similarity.pixels(seen),
             sections.embedding(seen, places),
+            similarity.embeddings(seen, places),
         ],
+        saliency=similarity.saliency(seen, places, pairs=pairs, left_out=pairs_left_out),
+        scale=maps.scale(),
         walls=shown,
         left_out=left_out,
         checks=_checks(seen, verdicts),
@@ -91,6 +99,14 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         changed=[(run.name, differences(runs[0].record, run.record)) for run in runs[1:]],
         base=runs[0].name,
     )
+
+
+def _images(seen: Sequence[Subject]) -> tuple[tuple[list[Wall], int], tuple[list[PairWall], int]]:
+    """Attacked images, and pairs with maps; where a page has both, they share its bytes."""
+    attacked = any(r.cell.attack is not None for s in seen for r in s.results)
+    pairs = maps.pair_walls(seen, budget=maps.SHARED if attacked else maps.BUDGET)
+    used = sum(len(uri) for wall in pairs[0] for pair in wall.pairs for _, uri in pair.images)
+    return gallery.walls(seen, budget=min(gallery.BUDGET, IMAGES - used)), pairs
 
 
 def _legend(seen: Sequence[Subject]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from holdfast.attacks.harm import Harm, Out, Push, Rows, See
 from holdfast.errors import ConfigError, nearest
 from holdfast.models.encoder import Encoder, frozen
 
-
 PIXELS = "pixels"
 """The level of a task that reads the images themselves."""
 
@@ -69,7 +68,7 @@ class Task(Protocol):
         ...
 
     def read(self, encoder: Encoder, vector: Tensor) -> Out:
-        """This task's outputs from the vector of its level, [b, d] (images [b, 3, h, w] at `PIXELS`); differentiable."""
+        """This task's outputs from its level's vector [b, d] (images [b, 3, h, w] at `PIXELS`); differentiable."""
         ...
 
     def score(self, out: Out, rows: Rows) -> Tensor:

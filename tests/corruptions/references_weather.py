@@ -86,7 +86,7 @@ def taps(n, factor):
         yield int(place), 2048 - far, far
 
 
-def spatter(x, mean, deviation, sigma, threshold, strength, mud, normals):
+def spatter(x, mean, deviation, sigma, threshold, strength, mud, normals):  # parameters: of a severity
     amount = ndimage.gaussian_filter(mean + deviation * normals, sigma, mode="nearest", truncate=4)
     if mud:
         cover = ndimage.gaussian_filter((amount > threshold).astype(float), strength, mode="nearest", truncate=4)

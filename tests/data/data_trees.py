@@ -136,7 +136,7 @@ def food101(root: Path) -> list[str]:
 WNIDS = ("n01443537", "n01629819", "n02085620")
 
 
-def corrupted(
+def corrupted(  # parameters: what a tree varies in
     root: Path,
     names: Sequence[str] = ("fog", "snow"),
     severities: Sequence[int] = (1, 3),
