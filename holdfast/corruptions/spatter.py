@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.errors import ConfigError
+from holdfast.errors import ExtraError
 from holdfast.records import Corruption
 
 # (mean and deviation of the noise, sigma of the Gaussian that runs it together, threshold above which it is liquid,
@@ -147,7 +147,7 @@ def spatter_resources(corruption: Corruption) -> Mapping[str, Any]:
     """Nothing, but not without OpenCV.
 
     Raises:
-        ConfigError: OpenCV is not installed.
+        ExtraError: OpenCV is not installed.
     """
     _opencv()
     return {}
@@ -171,7 +171,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ConfigError(
+        raise ExtraError(
             "OpenCV, which outlines the drops, is not installed.",
             asked="spatter was asked for.",
             next='pip install "holdfast[opencv]", or leave spatter out.',

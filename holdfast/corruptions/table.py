@@ -64,8 +64,8 @@ class Entry:
             is nothing random.
         severities: parameters of severities 1 to 5, per variant.
         remark: (corruption, parameters, height, width) -> what a record must say, or an empty string.
-        resources: (corruption) -> further keyword arguments of `apply`; raises `ConfigError` where something that must
-            be installed or found is missing.
+        resources: (corruption) -> further keyword arguments of `apply`; raises `ExtraError` or `ConfigError` where
+            something that must be installed or found is missing.
     """
 
     name: str
@@ -160,8 +160,9 @@ def check(corruption: Corruption) -> None:
     """Refuse what cannot be done, before a run rather than in it.
 
     Raises:
-        ConfigError: an unknown name, severity, variant, mode, storage or textures; OpenCV or the published textures are
-            needed and not there, with what to type.
+        ConfigError: an unknown name, severity, variant, mode, storage or textures; published textures that are not
+            there, with what to type.
+        ExtraError: OpenCV is needed and not installed.
     """
     if corruption.root:  # made by others: any name
         _severity(corruption)
@@ -222,8 +223,12 @@ def fields(corruption: Corruption, keys: Tensor, height: int, width: int) -> Ten
         width: of the images, in pixels.
 
     Returns:
-        float32 [b, ...] on the device of `keys`: standard normal [b, h, w, 3] (gaussian_noise), uniform in [0, 1)
-        [b, n * n - 1] in the order of the diamond-square algorithm (fog, map of side n); None where nothing is random.
+        [b, ...] on the device of `keys`, in the order in which the published code draws; None where nothing is random.
+        float32, standard normal: [b, h, w, 3] (gaussian_noise, speckle_noise), [b, h, w] (spatter). float32, uniform in
+        [0, 1): [b, n * n - 1] (fog, map of side n), [b, 1] (motion_blur: the angle), [b, 3] (frost: texture, row,
+        column), [b, 6 + 2 h w] (elastic_transform). float32 [b, n + 1] (snow: n normals of the central block, then the
+        angle). int16 words [b, h, w, 3] (shot_noise, impulse_noise). uint8 [b, passes, ...] (glass_blur). Each draw
+        function says more.
 
     Raises:
         ConfigError: an unknown name, severity or variant.

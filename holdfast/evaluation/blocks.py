@@ -191,7 +191,17 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
 def padded(batch: Batch, chunk: int, device: torch.device) -> tuple[Tensor, Rows]:
     """Pixels and rows of a batch on the device, repeated up to `chunk` rows."""
     at = torch.arange(chunk) % len(batch.ids)
-    return batch.pixels[at].to(device), {name: row[at].to(device) for name, row in batch.rows.items()}
+    return laid_out(batch.pixels[at].to(device)), {name: row[at].to(device) for name, row in batch.rows.items()}
+
+
+def laid_out(pixels: Tensor) -> Tensor:
+    """Pixels in the one memory layout of their device: kernels differ in the last digit from layout to layout.
+
+    On a CPU the channels of a pixel lie together, which makes convolutions up to three times faster.
+    """
+    return pixels.contiguous(
+        memory_format=torch.channels_last if pixels.device.type == "cpu" else torch.contiguous_format
+    )
 
 
 def given(job: Job, indices: Sequence[int], chunk: int, bench: Bench) -> Tensor | None:
@@ -234,8 +244,7 @@ def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:
     """A corruption of pixels in [0, 1]: to bytes, which is exact for decoded images, and back."""
     images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     changed = corrupt(images, corruption, rows["key"])
-    # In the layout of decoded images: kernels differ in the last digit from layout to layout.
-    return to_pixels(changed.permute(0, 3, 1, 2).contiguous())
+    return laid_out(to_pixels(changed.permute(0, 3, 1, 2)))
 
 
 def attacked(job: Job, attack: Attack, clean: Tensor, start: Tensor, rows: Rows, bench: Bench) -> Found:

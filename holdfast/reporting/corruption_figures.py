@@ -13,7 +13,7 @@ from holdfast.evaluation.curves import Profile
 from holdfast.evaluation.published import ALEXNET_ERRORS, FAMILIES, Published, Study
 from holdfast.evaluation.rows import full
 from holdfast.records import Metric
-from holdfast.reporting.figures import GREY, INK, MARKERS, STYLE, Chart, colour, element, fractions, line, shape
+from holdfast.reporting.figures import GREY, INK, MARKERS, PAGE, STYLE, Chart, colour, element, fractions, line, shape
 from holdfast.reporting.wording import sentence
 
 NOT_MONOTONE = non_monotone(ALEXNET_ERRORS)
@@ -140,7 +140,8 @@ def beside_published(
             if bar.low is not None and bar.high is not None:
                 axis.plot([100 * bar.low, 100 * bar.high], [at, at], color=INK, linewidth=1.1)
             end = 100 * (bar.value if bar.high is None else bar.high)
-            axis.text(end + 1.2, at, f"{100 * bar.value:.1f}", va="center")
+            behind = {"facecolor": PAGE, "edgecolor": "none", "pad": 1.2}
+            axis.text(end + 1.2, at, f"{100 * bar.value:.1f}", va="center", bbox=behind)
         axis.axvline(100, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axis.text(100, len(bars) - 0.35, "AlexNet", ha="center", va="bottom", fontsize=8)
         axis.set_yticks(range(len(bars)), [bar.name for bar in ordered])

@@ -11,7 +11,7 @@ from holdfast.evaluation.rows import interval, last_line, value
 from holdfast.records import Metric
 from holdfast.reporting import corruption_figures as figures
 from holdfast.reporting.sections import Cell, Section
-from holdfast.reporting.wording import complement, listed, sentence
+from holdfast.reporting.wording import complement, listed, sentence, severities
 
 Found = Mapping[str, Mapping[str, Profile]]
 Means = Mapping[str, Mapping[str, Metric]]
@@ -75,11 +75,11 @@ def told(missing: Mapping[tuple[str, str], Mapping[int, str]]) -> list[str]:
     alike: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for (who, name), by in missing.items():
         for error in dict.fromkeys(by.values()):
-            severities = tuple(sorted(s for s, other in by.items() if other == error))
-            alike.setdefault((name, error, severities), []).append(who)
+            held = tuple(sorted(s for s, other in by.items() if other == error))
+            alike.setdefault((name, error, held), []).append(who)
     return [
-        f"{name} at severity {listed(severities)} of {listed(who)}; failed with: {error}"
-        for (name, error, severities), who in alike.items()
+        f"{name} at {severities(held)} of {listed(who)}; failed with: {error}"
+        for (name, error, held), who in alike.items()
     ]
 
 
@@ -96,10 +96,7 @@ def reasons(metrics: Iterable[tuple[str, str, Metric]]) -> list[str]:
 def over(found: Found) -> str:
     """What a mean is taken over, in words: every severity that a corruption of an encoder has."""
     held = _severities(p for by in found.values() for p in by.values())
-    if len(held) == 1:
-        return f"at severity {held[0]}"
-    whole = held == list(range(held[0], held[-1] + 1))
-    return "mean over severities " + (f"{held[0]} to {held[-1]}" if whole else listed(held))
+    return f"at {severities(held)}" if len(held) == 1 else f"mean over {severities(held)}"
 
 
 def heat_table(
@@ -153,7 +150,7 @@ def _profile(profile: Profile | None, failed: str, whole: Sequence[int], largest
     held = _severities([profile])
     if held == whole:
         return cell
-    return cell._replace(small=f"{cell.small}; severity {listed(held)} alone", hint=failed or "not measured")
+    return cell._replace(small=f"{cell.small}; {severities(held)} alone", hint=failed or "not measured")
 
 
 def _mean_row(title: str, means: Mapping[str, Metric], found: Found, largest: float) -> list[list[Cell]]:

@@ -33,7 +33,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GLYPHS = ("\u25cf", "\u25a0", "\u25b2", "\u25c6", "\u25bc", "\u271a", "\u2716")
 DASHES = ("-", "--", ":", "-.")
 
-INK, FAINT, GREY = "#fd0001", "#fd0002", "#fd0003"
+INK, FAINT, GREY, PAGE = "#fd0001", "#fd0002", "#fd0003", "#fd0004"
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -211,6 +211,6 @@ def element(figure: Figure, alt: str) -> str:
     head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{view[1] if view else "0 0 1 1"}">'
     text = re.sub(r"^<svg[^>]*>", head.replace("\\", "\\\\"), text)
     text = re.sub(r"#fe00([0-9a-f]{2})", lambda found: f"var(--m{int(found[1], 16)})", text)
-    for sentinel, name in ((INK, "--ink"), (FAINT, "--rule"), (GREY, "--grey")):
+    for sentinel, name in ((INK, "--ink"), (FAINT, "--rule"), (GREY, "--grey"), (PAGE, "--page")):
         text = text.replace(sentinel, f"var({name})")
     return text

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from holdfast.evaluation.corruption_errors import SEVERITIES
 from holdfast.evaluation.curves import OUTCOMES, Outcome, Profile, Subject, mean_over_corruptions, profiles
 from holdfast.evaluation.published import FAMILIES, family
-from holdfast.evaluation.rows import full
+from holdfast.evaluation.rows import full, interval
 from holdfast.evaluation.statistics import mean
 from holdfast.records import Metric
 from holdfast.reporting.corruptions import gaps, heat_table, number, over, reasons, told
@@ -85,7 +85,7 @@ def embeddings(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
                     [Cell(""), Cell(subject.name, place=places[subject.name]), _clean(subject, outcome), *cells]
                 )
         if rows:
-            rows[0][0] = Cell(sentence(outcome.title), f"{'higher' if outcome.worse == 'lower' else 'lower'} is better")
+            rows[0][0] = Cell(outcome.title, f"{'higher' if outcome.worse == 'lower' else 'lower'} is better")
             section.table += rows
     section.absent = told(gaps(seen, "embedding"))
     return section
@@ -138,7 +138,7 @@ def _severity_table(found: Mapping[str, Profile]) -> list[list[Cell]]:
             if metric is None or metric.value is None:
                 row.append(Cell("\u2013", "not measured"))
             else:
-                row.append(number(metric, shade=min(max(metric.value, 0.0), 1.0)))
+                row.append(number(metric, shade=min(max(metric.value, 0.0), 1.0), small=interval(metric)))
         table.append(row)
         last = profile.family
     return table

@@ -81,6 +81,14 @@ def listed(parts: Iterable[object]) -> str:
     return " and ".join([", ".join(said[:-1]), said[-1]]) if len(said) > 1 else "".join(said)
 
 
+def severities(found: Sequence[int]) -> str:
+    """severity 3; severities 1 to 5; severities 1, 2 and 4."""
+    if len(found) == 1:
+        return f"severity {found[0]}"
+    whole = len(found) > 2 and list(found) == list(range(found[0], found[-1] + 1))
+    return "severities " + (f"{found[0]} to {found[-1]}" if whole else listed(found))
+
+
 def complement(share: Metric, name: str) -> Metric:
     """A share turned round, under another name: accuracy from error, error from accuracy; an absent one as it is."""
     if share.value is None or share.low is None or share.high is None:

@@ -10,12 +10,13 @@ from corruption_references import reference
 
 
 def by_numpy(name, image, parameters, rng):
-    """uint8 [h, w, 3]: `image` corrupted with numbers from `rng`, a NumPy generator, or with none where none are due."""
+    """uint8 [h, w, 3]: the image corrupted with numbers from `rng`, a NumPy generator, where any are due."""
     if name in WHOLE:
         return (np.clip(WHOLE[name](image / 255.0, *parameters, rng), 0, 1) * 255).astype(np.uint8)
     if name == "defocus_blur":  # in the way of OpenCV's large filters, not in the plainest and by far slowest
         return reference("defocus_blur_by_fft", image, parameters)
-    return reference(name, image, parameters, FIELDS[name](rng, *image.shape[:2], parameters) if name in FIELDS else None)
+    field = FIELDS[name](rng, *image.shape[:2], parameters) if name in FIELDS else None
+    return reference(name, image, parameters, field)
 
 
 def counted(x, photons, rng):

@@ -15,7 +15,7 @@ from holdfast.corruptions import table
 from holdfast.corruptions.spatter import SPATTER, draw_spatter
 from holdfast.corruptions.spatter import mud as covered
 from holdfast.corruptions.spatter import water as wetted
-from holdfast.errors import ConfigError
+from holdfast.errors import ExtraError
 from holdfast.records import Corruption
 
 EVERY = [(v, s) for v in SPATTER for s in range(1, 6)]
@@ -132,7 +132,7 @@ def test_a_missing_opencv_is_said_before_and_when_it_is_needed(monkeypatch):
         lambda: table.check(corruption),
         lambda: spattered(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "cifar32", 1),
     ):
-        with pytest.raises(ConfigError, match=r'OpenCV.* is not installed\. pip install "holdfast\[opencv\]"'):
+        with pytest.raises(ExtraError, match=r'OpenCV.* is not installed\. pip install "holdfast\[opencv\]"'):
             call()
     table.check(Corruption(name="frost", severity=1, variant="cifar32"))
 

@@ -26,7 +26,7 @@ def config(**fields: object) -> BenchConfig:
 def test_the_grid_is_what_the_suite_says() -> None:
     asked = config()
     grid = cells(asked, [subject()])
-    conditions = 1 + 5 * 5 + len(SUITES["quick"].attacks)
+    conditions = 1 + 15 * 5 + len(SUITES["quick"].attacks)
     assert len(grid) == 2 * conditions == len({cell.id for cell in grid})
     assert {cell.data.limit for cell in grid if cell.attack} == {8}
 
