@@ -41,13 +41,13 @@ from holdfast import draws
 from holdfast.corruptions import table
 from holdfast.records import Corruption
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "tests" / "corruptions"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "corruptions"))
 from corruption_references import photos, reference
 from imagecorruptions_peer import OTHERS, PeerMissingError, peer, repaired
 from independent_draws import by_numpy
 
+ROOT = Path(__file__).resolve().parents[1]
 Pictures = npt.NDArray[np.uint8]
 
 SIDES = {"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299}

@@ -14,7 +14,7 @@ from holdfast.records import Metric
 from holdfast.reporting.corruptions import gaps, heat_table, number, over, reasons, told
 from holdfast.reporting.maps import PairWall
 from holdfast.reporting.sections import Cell, Folded, Section
-from holdfast.reporting.wording import listed, sentence, span
+from holdfast.reporting.wording import listed, span
 
 SSIM = Outcome("ssim", "saliency", "ssim", "lower", "SSIM", "SSIM")
 PSNR = Outcome("psnr", "saliency", "psnr", "lower", "PSNR", "dB")
@@ -23,6 +23,7 @@ NOTHING = "no image was looked at under a corruption (bench with --saliency)"
 
 _EMBEDDING = ("knn_correct", "flip", "cosine", "quantile")
 _MOVED = ("elastic_transform", "zoom_blur")
+_NOT_RECORDED = "not recorded"
 _TARGETS = {
     "predicted": "the class predicted on the clean image",
     "true": "the true class",
@@ -74,19 +75,25 @@ def embeddings(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
         section.absent = told(gaps(seen, "embedding")) or ["no corruption was judged by the embedding"]
         return section
     groups = [name for name in FAMILIES if any(_of_family(s, name).results for s in held)]
-    section.lead = ["Mean over the corruptions of a family and their severities, from the clean embedding."]
     section.table = [[Cell("measurement"), Cell("encoder"), Cell("clean"), *(Cell(name) for name in groups)]]
+    counts: set[int] = set()
     for name in _EMBEDDING:
         outcome, rows = OUTCOMES[name], []
         for subject in held:
-            cells = [_family_cell(subject, outcome, group) for group in groups]
-            if any(cell.hint != _NOT_RECORDED for cell in cells):
-                rows.append(
-                    [Cell(""), Cell(subject.name, place=places[subject.name]), _clean(subject, outcome), *cells]
-                )
+            means = {group: _family_mean(_of_family(subject, group), outcome) for group in groups}
+            if all(m.value is None for m in means.values()):
+                continue
+            counts |= {m.n for m in means.values() if m.n}
+            cells = [_family_cell(subject, group, metric) for group, metric in means.items()]
+            rows.append([Cell(""), Cell(subject.name, place=places[subject.name]), _clean(subject, outcome), *cells])
         if rows:
             rows[0][0] = Cell(outcome.title, f"{'higher' if outcome.worse == 'lower' else 'lower'} is better")
             section.table += rows
+    n = span(sorted(counts))
+    section.lead = [
+        f"Mean over the corruptions of a family and their severities, with 95 % intervals, n = {n} images; drift and "
+        "neighbours are compared with those of the clean image."
+    ]
     section.absent = told(gaps(seen, "embedding"))
     return section
 
@@ -125,9 +132,6 @@ def saliency(
     return section
 
 
-_NOT_RECORDED = "not recorded"
-
-
 def _severity_table(found: Mapping[str, Profile]) -> list[list[Cell]]:
     """Corruptions down, severities across, and their mean."""
     table = [[Cell("family"), Cell("corruption"), *(Cell(f"severity {s}") for s in SEVERITIES), Cell("mean")]]
@@ -150,25 +154,33 @@ def _of_family(subject: Subject, group: str) -> Subject:
     return dataclasses.replace(subject, results=tuple(own), _curves={}, _errors=[])
 
 
-def _family_cell(subject: Subject, outcome: Outcome, group: str) -> Cell:
-    part = _of_family(subject, group)
+def _family_mean(part: Subject, outcome: Outcome) -> Metric:
+    """Mean over what is there of a family; absent where nothing is."""
     ids, values = mean_over_corruptions(part, outcome)
     if len(ids) == 0:
-        return Cell("\u2013", "absent", hint="not measured" if not part.results else _NOT_RECORDED)
-    metric = mean(outcome.metric, values, higher_is_better=outcome.worse == "lower", unit=outcome.unit)
-    cell = number(metric)
-    held = {r.cell.corruption.name for r in part.results if r.cell.corruption}
-    if len(held) == len(FAMILIES[group]):
+        return Metric(name=outcome.metric, reason=_NOT_RECORDED if part.results else "not measured")
+    return mean(outcome.metric, values, higher_is_better=outcome.worse == "lower", unit=outcome.unit)
+
+
+def _family_cell(subject: Subject, group: str, metric: Metric) -> Cell:
+    """The mean; where conditions are missing from it, how many it has."""
+    cell = number(metric, small=interval(metric))
+    held = [r.cell.corruption for r in subject.corrupted("embedding") if r.cell.corruption]
+    severities = {stage.severity for stage in held}
+    own = {(stage.name, stage.severity) for stage in held if family(stage.name) == group}
+    whole = len(FAMILIES[group]) * len(severities)
+    if metric.value is None or len(own) == whole:
         return cell
-    return cell._replace(
-        small=f"{cell.small}; {len(held)} of {len(FAMILIES[group])}", hint=f"{listed(sorted(held))} alone"
-    )
+    names = sorted({name for name, _ in own})
+    return cell._replace(small=f"{cell.small}; {len(own)} of {whole}", hint=f"{listed(names)}: {len(own)} of {whole}")
 
 
 def _clean(subject: Subject, outcome: Outcome) -> Cell:
     result = subject.clean("embedding")
     metric = result.metric(outcome.metric) if result is not None else None
-    return number(metric or Metric(name=outcome.metric, reason="no clean image was judged by the embedding"))
+    if metric is None:
+        metric = Metric(name=outcome.metric, reason="no clean image was judged by the embedding")
+    return number(metric, small=interval(metric))
 
 
 def _absent(subject: Subject, name: str) -> Metric:
