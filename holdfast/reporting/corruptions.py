@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from holdfast.evaluation.curves import OUTCOMES, Outcome, Profile, Subject, profiles
 from holdfast.evaluation.curves import corruption_errors as errors_of
@@ -11,12 +12,12 @@ from holdfast.evaluation.rows import interval, last_line, value
 from holdfast.records import Metric
 from holdfast.reporting import corruption_figures as figures
 from holdfast.reporting.sections import Cell, Section
-from holdfast.reporting.wording import complement, listed, sentence, severities
+from holdfast.reporting.wording import complement, listed, sentence, severities, span
 
 Found = Mapping[str, Mapping[str, Profile]]
 Means = Mapping[str, Mapping[str, Metric]]
 
-_MEANS = {"15": "mean of the 15 of the mCE", "19": "mean of all 19"}
+_MEANS = {"15": "mean of 15", "19": "mean of 19"}
 
 
 def corruption(seen: Sequence[Subject], places: Mapping[str, int]) -> list[Section]:
@@ -33,9 +34,11 @@ def corruption(seen: Sequence[Subject], places: Mapping[str, int]) -> list[Secti
         return [heat, panels, families(seen, places)]
     strong = "better" if outcome.worse == "lower" else "worse"
     means = _rights(seen) if outcome.name == "correct" else {}
-    heat.lead = [f"{sentence(outcome.title)}, {over(found)}; stronger colour is {strong}."]
+    heat.lead = [f"{sentence(outcome.title)}, {over(found)}, {images(found)}; stronger colour is {strong}."]
     if means:
-        heat.lead[0] += " Means are 1 - mean error, over the images that all cells of an encoder share."
+        heat.lead[0] += (
+            " Means are 1 - mean error, over the images that all cells of an encoder share; 15 = without extra."
+        )
     heat.table = heat_table(found, places, means=means, missing=missing)
     without = [s.name for s in seen if s.name not in found]
     heat.absent = [f"{listed(without)}: {outcome.title} under corruption was not recorded"] if without else []
@@ -99,6 +102,11 @@ def over(found: Found) -> str:
     return f"at {severities(held)}" if len(held) == 1 else f"mean over {severities(held)}"
 
 
+def images(found: Found) -> str:
+    """How many images are behind the numbers."""
+    return f"n = {span([p.mean.n for by in found.values() for p in by.values()])} images"
+
+
 def heat_table(
     found: Found,
     places: Mapping[str, int],
@@ -121,6 +129,7 @@ def heat_table(
     top = max((m.value or 0.0 for m in every), default=1.0)
     largest = 1.0 if all(m.unit == "fraction" for m in every) else top or 1.0
     whole = _severities(p for by in found.values() for p in by.values())
+    look = _Look(largest, every[0].n if len({m.n for m in every}) == 1 else 0)
     table = [[Cell("family"), Cell("corruption")] + [Cell(who, place=places[who]) for who in found]]
     for group in dict.fromkeys(family(name) for name in ordered):
         members = [name for name in ordered if family(name) == group]
@@ -128,41 +137,49 @@ def heat_table(
             row = [Cell(group if name == members[0] else ""), Cell(name.replace("_", " "))]
             for who, by in found.items():
                 failed = "; ".join(dict.fromkeys(missing.get((who, name), {}).values()))
-                row.append(_profile(by.get(name), failed, whole, largest))
+                row.append(_profile(by.get(name), failed, whole, look))
             table.append(row)
-        table += _mean_row(f"mean of {group}", means.get(group, {}), found, largest)
+        table += _mean_row(f"mean of {group}", means.get(group, {}), found, look)
     for key, title in _MEANS.items():
-        table += _mean_row(title, means.get(key, {}), found, largest)
+        table += _mean_row(title, means.get(key, {}), found, look)
     return table
 
 
-def number(metric: Metric, *, shade: float | None = None, bold: bool = False, small: str = "") -> Cell:
-    """A metric with interval and n; or a dash with the reason behind it."""
+def number(metric: Metric, *, shade: float | None = None, small: str = "") -> Cell:
+    """A metric with interval and n, or other small text; or a dash with the reason behind it."""
     if metric.value is None:
         return Cell("\u2013", "absent", hint=metric.reason)
-    return Cell(value(metric), small or f"{interval(metric)} n = {metric.n}", bold=bold, shade=shade)
+    return Cell(value(metric), small or f"{interval(metric)} n = {metric.n}", shade=shade)
 
 
-def _profile(profile: Profile | None, failed: str, whole: Sequence[int], largest: float) -> Cell:
+class _Look(NamedTuple):
+    """How the numbers of a heat map are shown: the one of the strongest colour, and the n that all have (0 = none)."""
+
+    largest: float
+    n: int
+
+    def cell(self, metric: Metric) -> Cell:
+        """With its n where that is not the common one."""
+        shade = None if metric.value is None else min(max(metric.value / self.largest, 0.0), 1.0)
+        return number(metric, shade=shade, small=interval(metric) if metric.n == self.n else "")
+
+
+def _profile(profile: Profile | None, failed: str, whole: Sequence[int], look: _Look) -> Cell:
     if profile is None:
         return Cell("\u2013", "failed" if failed else "not measured", hint=failed or "not measured")
-    cell = number(profile.mean, shade=_shade(profile.mean, largest))
+    cell = look.cell(profile.mean)
     held = _severities([profile])
     if held == whole:
         return cell
     return cell._replace(small=f"{cell.small}; {severities(held)} alone", hint=failed or "not measured")
 
 
-def _mean_row(title: str, means: Mapping[str, Metric], found: Found, largest: float) -> list[list[Cell]]:
+def _mean_row(title: str, means: Mapping[str, Metric], found: Found, look: _Look) -> list[list[Cell]]:
     """A row, or none where no encoder has the number."""
     if all(m.value is None for m in means.values()):
         return []
-    cells = [number(means[who], shade=_shade(means[who], largest), bold=True) for who in found]
+    cells = [look.cell(means[who])._replace(bold=means[who].value is not None) for who in found]
     return [[Cell(""), Cell(title, bold=True), *cells]]
-
-
-def _shade(metric: Metric, largest: float) -> float | None:
-    return None if metric.value is None else min(max(metric.value / largest, 0.0), 1.0)
 
 
 def _severities(profiles: Iterable[Profile]) -> list[int]:

@@ -16,7 +16,6 @@ from holdfast.records import Corruption, Result
 from holdfast.reporting.gallery import Pixels, class_name, data_uri
 
 BUDGET = 3_600_000
-SHARED = 1_700_000
 MOST = 60
 RULES = {"worst": "worst drift", "median": "median drift", "all correct": "right clean and corrupted", "class": "class"}
 COLOURS = "viridis"

@@ -29,7 +29,9 @@ from holdfast.reporting.tables import results_csv, table_tex
 from holdfast.reporting.wording import cell_text, gap, headline, span
 
 TRANSPOSED_FROM = 6
+LARGEST = 4_750_000  # of 5 MB; the rest is for the captions of images
 IMAGES = 3_900_000
+SHARE = 0.45
 
 
 def report(runs: Sequence[Run], out: Path, *, title: str = "") -> Path:
@@ -61,28 +63,21 @@ def report(runs: Sequence[Run], out: Path, *, title: str = "") -> Path:
 
 
 def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Column], *, title: str) -> str:
-    """The page as text."""
+    """The page as text. Images come last: they have what the rest leaves of its size."""
     places = {s.name: at for at, s in enumerate(seen)}
     verdicts = {s.name: checks(s) for s in seen}
-    (shown, left_out), (pairs, pairs_left_out) = _images(seen)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("holdfast.reporting", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html.jinja").render(
-        title=title,
-        headline=headline(seen, columns),
-        failed=[c for found in verdicts.values() for c in found if c.status == "failed"],
-        pending=_pending(runs),
-        subjects=_legend(seen),
-        palette=list(enumerate(PALETTE)),
-        summary=_summary(seen, columns),
-        against=_against(seen, columns),
-        definitions=[(c.title, c.about) for c in columns],
-        sections=[
+    looked = similarity.saliency(seen, places)
+    parts = {
+        "title": title,
+        "headline": headline(seen, columns),
+        "failed": [c for found in verdicts.values() for c in found if c.status == "failed"],
+        "pending": _pending(runs),
+        "subjects": _legend(seen),
+        "palette": list(enumerate(PALETTE)),
+        "summary": _summary(seen, columns),
+        "against": _against(seen, columns),
+        "definitions": [(c.title, c.about) for c in columns],
+        "sections": [
             sections.accuracy(seen, places),
             *corruption(seen, places),
             mce(seen, places),
@@ -90,23 +85,38 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
             sections.embedding(seen, places),
             similarity.embeddings(seen, places),
         ],
-        saliency=similarity.saliency(seen, places, pairs=pairs, left_out=pairs_left_out),
-        scale=maps.scale(),
-        walls=shown,
-        left_out=left_out,
-        checks=_checks(seen, verdicts),
-        made=[_made(run) for run in runs],
-        changed=[(run.name, differences(runs[0].record, run.record)) for run in runs[1:]],
-        base=runs[0].name,
-    )
+        "saliency": looked,
+        "scale": maps.scale(),
+        "checks": _checks(seen, verdicts),
+        "made": [_made(run) for run in runs],
+        "changed": [(run.name, differences(runs[0].record, run.record)) for run in runs[1:]],
+        "base": runs[0].name,
+    }
+    template = _environment().get_template("page.html.jinja")
+    bare = template.render(parts, walls=[], left_out=0)
+    (walls, left_out), (pairs, others) = images(seen, budget=min(IMAGES, LARGEST - len(bare.encode())))
+    looked.pairs, looked.left_out = pairs, others
+    return template.render(parts, walls=walls, left_out=left_out)
 
 
-def _images(seen: Sequence[Subject]) -> tuple[tuple[list[Wall], int], tuple[list[PairWall], int]]:
-    """Attacked images, and pairs with maps; where a page has both, they share its bytes."""
+def images(
+    seen: Sequence[Subject], *, budget: int = IMAGES
+) -> tuple[tuple[list[Wall], int], tuple[list[PairWall], int]]:
+    """Attacked images, and pairs with maps, each with how many were left out; where a page has both, they share."""
     attacked = any(r.cell.attack is not None for s in seen for r in s.results)
-    pairs = maps.pair_walls(seen, budget=maps.SHARED if attacked else maps.BUDGET)
+    pairs = maps.pair_walls(seen, budget=int(budget * SHARE) if attacked else budget)
     used = sum(len(uri) for wall in pairs[0] for pair in wall.pairs for _, uri in pair.images)
-    return gallery.walls(seen, budget=min(gallery.BUDGET, IMAGES - used)), pairs
+    return gallery.walls(seen, budget=min(gallery.BUDGET, budget - used)), pairs
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("holdfast.reporting", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
 
 
 def _legend(seen: Sequence[Subject]) -> list[dict[str, Any]]:

@@ -11,8 +11,7 @@ from holdfast.evaluation.published import FAMILIES, family
 from holdfast.evaluation.rows import full, interval
 from holdfast.evaluation.statistics import mean
 from holdfast.records import Metric
-from holdfast.reporting.corruptions import gaps, heat_table, number, over, reasons, told
-from holdfast.reporting.maps import PairWall
+from holdfast.reporting.corruptions import gaps, heat_table, images, number, over, reasons, told
 from holdfast.reporting.sections import Cell, Folded, Section
 from holdfast.reporting.wording import listed, span
 
@@ -98,13 +97,10 @@ def embeddings(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     return section
 
 
-def saliency(
-    seen: Sequence[Subject], places: Mapping[str, int], *, pairs: Sequence[PairWall], left_out: int
-) -> Section:
-    """Drift of the Grad-CAM maps per corruption, and pairs of images with their maps."""
+def saliency(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
+    """Drift of the Grad-CAM maps per corruption; the page adds the pairs of images."""
     section = Section("Where the encoder looks", "saliency")
     looked = [s for s in seen if s.corrupted("saliency")]
-    section.pairs, section.left_out = list(pairs), left_out
     if not looked:
         section.absent = told(gaps(seen, "saliency")) or [NOTHING]
         return section
@@ -113,10 +109,9 @@ def saliency(
     section.absent = [*reasons(missing), *told(gaps(seen, "saliency"))]
     if not found:
         return section
-    counts = span([p.mean.n for by in found.values() for p in by.values()])
     section.lead = [
         f"Drift of Grad-CAM maps from those of the clean images (1 - cosine; 0 = the same map, 1 = no overlap), "
-        f"{over(found)}, n = {counts} images; stronger colour is more drift. {_targets(looked)}"
+        f"{over(found)}, {images(found)}; stronger colour is more drift. {_targets(looked)}"
     ]
     section.table = heat_table(found, places, missing=gaps(seen, "saliency"))
     rows = [

@@ -29,7 +29,7 @@ from holdfast.records import Corruption
 
 RANDOM = tuple(n for n in table.names() if table.entry(n).draw is not None)
 # Of the relative error of a deviation, and of an amplitude.
-POWER = {"deviation": 0.07, "amplitude": 0.12}
+POWER = {"deviation": 0.07, "amplitude": 0.16}
 BANDS = 16
 
 

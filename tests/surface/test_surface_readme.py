@@ -50,7 +50,10 @@ def _small(config: Record) -> Record:
         return msgspec.structs.replace(config, size=32, steps=2)
     if isinstance(config, configs.BenchConfig):
         few = {"eps": config.eps or (4 / 255,), "corruptions": config.corruptions or ("fog",), "severities": (3,)}
-        return msgspec.structs.replace(config, **images, **few, steps=2, attack_limit=4, chunk=8)
+        looks = {"saliency": min(config.saliency, 4), "variant": "" if config.corrupted else "cifar32"}
+        return msgspec.structs.replace(config, **images, **few, **looks, steps=2, attack_limit=4, chunk=8)
+    if isinstance(config, configs.CorruptConfig):
+        return msgspec.structs.replace(config, **images, corruptions=("fog",), variant="cifar32")
     return config
 
 
