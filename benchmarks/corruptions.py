@@ -53,6 +53,10 @@ Pictures = npt.NDArray[np.uint8]
 SIDES = {"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299}
 FEW = 4  # images for those that work image by image
 DATA = Path(os.environ.get("HOLDFAST_DATA", ROOT.parent / "shared" / "data"))
+HEAD = (
+    f"{'':18} sev first call      fast reference     numpy imagecor.   "
+    "largest difference, share of values, in each mode; share of corruption + forward"
+)
 TIMED = ("holdfast fast", "holdfast reference", "numpy", "imagecorruptions")
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "imagecorruptions", "timm")
 
@@ -62,21 +66,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _options(arguments)
     torch.set_num_threads(1)
     _one_thread_for_opencv()
-    found: dict[str, Any] = {"machine": machine(options.device), "command": _command(options), "rows": [], "sums": []}
-    found["encoder"] = encoder(options) if options.encoder else None
+    found: dict[str, Any] = {"machine": machine(options.device), "options": _said(options), "photos": {}}
+    found |= {"encoder": encoder(options) if options.encoder else None, "rows": [], "sums": []}
     for variant in options.variants:
-        images, source = pictures(options, SIDES[variant])
-        found.setdefault("photos", {})[variant] = source
-        print(f"\n{variant}: {source}")
-        _head()
+        images, found["photos"][variant] = pictures(options, SIDES[variant])
+        print(f"\n{variant}: {found['photos'][variant]}\n{HEAD}")
         for severity in options.severities:
             rows = []
             for name in table.names():
-                rows.append(measured(images, Corruption(name=name, severity=severity, variant=variant), options))
-                _line(rows[-1], found["encoder"])
+                row = measured(images, Corruption(name=name, severity=severity, variant=variant), options)
+                rows.append(row | _share(row, found["encoder"]))
+                _print(rows[-1])
             found["rows"] += rows
-            found["sums"].append(_sum(rows))
-            _line(found["sums"][-1], found["encoder"])
+            found["sums"].append(summed(rows))
+            _print(found["sums"][-1])
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -108,8 +111,8 @@ def measured(images: Pictures, corruption: Corruption, options: argparse.Namespa
         "corruption": corruption.name,
         "variant": corruption.variant,
         "severity": corruption.severity,
-        "ms": {who: 1000 * min(times) for who, times in taken.items()},
-        "first_call_ms": {who: 1000 * first[who] for who in them if who.startswith("holdfast")},
+        "ms": {who: round(1000 * min(times), 5) for who, times in taken.items()},
+        "first_call_ms": {who: round(1000 * first[who], 2) for who in them if who.startswith("holdfast")},
         "parity": {m: parity(images[:FEW], in_mode(corruption, m), options.device) for m in options.modes},
         "same_as_peer": corruption.name not in OTHERS,
     }
@@ -253,39 +256,38 @@ def _one_thread_for_opencv() -> None:
     cv2.setNumThreads(1)
 
 
-def _sum(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    worst = {
-        mode: {of: max(row["parity"][mode][of] for row in rows) for of in ("largest", "share")}
-        for mode in rows[0]["parity"]
-    }
+def summed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of the times, the worst parity, the mean of the shares of a pass."""
+    first, modes = rows[0], rows[0]["parity"]
+    shares = [row["share_of_pass"] for row in rows if "share_of_pass" in row]
     return {
-        **{key: rows[0][key] for key in ("variant", "severity")},
         "corruption": f"sum of {len(rows)}",
-        "ms": {who: sum(row["ms"][who] for row in rows) for who in rows[0]["ms"]},
-        "first_call_ms": {who: sum(row["first_call_ms"][who] for row in rows) for who in rows[0]["first_call_ms"]},
-        "parity": worst,
-        "count": len(rows),
+        **{key: first[key] for key in ("variant", "severity")},
+        **{key: {who: sum(row[key][who] for row in rows) for who in first[key]} for key in ("ms", "first_call_ms")},
+        "parity": {m: {of: max(row["parity"][m][of] for row in rows) for of in first["parity"][m]} for m in modes},
+        **({"share_of_pass": sum(shares) / len(shares)} if shares else {}),
     }
 
 
-def _head() -> None:
-    print(f"{'':18} sev  {'first call':>10} {'fast':>9} {'reference':>9} {'numpy':>9} {'imagecor.':>9}   ", end="")
-    print("largest difference, share: fast, reference    share of corruption + forward")
+def _share(row: dict[str, Any], forward: dict[str, Any] | None) -> dict[str, float]:
+    """Of corruption and forward pass together, the corruption, in the first of the modes asked for."""
+    if forward is None or SIDES[row["variant"]] != 224:
+        return {}
+    ours = next(iter(row["ms"].values()))
+    return {"share_of_pass": ours / (ours + forward["ms"])}
 
 
-def _line(row: dict[str, Any], forward: dict[str, Any] | None) -> None:
+def _print(row: dict[str, Any]) -> None:
     times = " ".join(f"{row['ms'][who]:9.3f}" if who in row["ms"] else f"{'-':>9}" for who in TIMED)
     first = next(iter(row["first_call_ms"].values()))
     apart = ", ".join(f"{p['largest']} {p['share']:.5f}" for p in row["parity"].values())
-    ours = next(iter(row["ms"].values())) / row.get("count", 1)
-    shown = forward is not None and SIDES[row["variant"]] == 224
-    share = f"   {ours / (ours + forward['ms']):6.2%}" if forward is not None and shown else ""
-    print(f"{row['corruption']:18} {row['severity']:3}  {first:10.1f} {times}   {apart}{share}", flush=True)
+    share = f"   {row['share_of_pass']:.2%}" if "share_of_pass" in row else ""
+    print(f"{row['corruption']:18} {row['severity']:3} {first:10.1f} {times}   {apart}{share}", flush=True)
 
 
-def _command(options: argparse.Namespace) -> dict[str, Any]:
-    shown = {key: value for key, value in vars(options).items() if key not in ("out", "photos", "small")}
-    return {**shown, "photos": options.photos.name if options.photos else None}
+def _said(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, without the folders of one machine."""
+    return {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -49,7 +49,8 @@ def peer(name: str, image: npt.NDArray[np.uint8], severity: int) -> npt.NDArray[
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.uint8(getattr(functions, name)(Image.fromarray(image), severity))
+        found = getattr(functions, name)(Image.fromarray(image), severity)
+    return np.asarray(found).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +86,7 @@ def _gaussian(image: Array, sigma: Any = 1, multichannel: bool = False, **more: 
     """scikit-image's Gaussian, told in today's words that the last axis holds channels."""
     from skimage.filters import gaussian
 
-    found: Array = gaussian(image, sigma, channel_axis=-1 if multichannel else None, **more)
+    found: Array = gaussian(image, sigma, channel_axis=-1 if multichannel else None, **more)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -1,5 +1,6 @@
 """The benchmark program runs, and reports all contenders, their distance, the sums and the machine."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -34,9 +35,14 @@ def test_small_run(run, tmp_path, capsys):
         assert all(0 <= p["largest"] <= 1 and 0 <= p["share"] <= 0.1 for p in row["parity"].values())
     for total, variant in zip(found["sums"], variants, strict=True):
         expected = sum(r["ms"]["holdfast fast"] for r in found["rows"] if r["variant"] == variant)
-        assert total["count"] == 19
+        assert total["corruption"] == "sum of 19"
         assert total["ms"]["holdfast fast"] == pytest.approx(expected)
-    assert found["encoder"]["ms"] > 0
+    forward = found["encoder"]["ms"]
+    for row in found["rows"][:19]:
+        ms = row["ms"]["holdfast fast"]
+        assert row["share_of_pass"] == pytest.approx(ms / (ms + forward))
+    assert min(r["share_of_pass"] for r in found["rows"][:19]) < found["sums"][0]["share_of_pass"] < 1
+    assert "share_of_pass" not in found["sums"][1]
     assert found["machine"]["cores"] == os.cpu_count()
     assert found["machine"]["versions"]["numpy"] == np.__version__
     assert found["machine"]["processor"]
@@ -46,8 +52,10 @@ def test_small_run(run, tmp_path, capsys):
 
 
 def test_photos_of_a_folder_and_the_peer(run, tmp_path, capsys):
-    for module in ("imagecorruptions", "skimage", "cv2"):
-        pytest.importorskip(module) if module != "imagecorruptions" else None
+    for module in ("skimage", "cv2"):
+        pytest.importorskip(module)
+    if importlib.util.find_spec("imagecorruptions") is None:
+        pytest.skip("imagecorruptions is not installed")
     (tmp_path / "some").mkdir()
     for number, image in enumerate(photos(3, 40, 50)):
         Image.fromarray(image).save(tmp_path / "some" / f"{number}.png")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from parsed_page import parsed
 from synthetic_run import CE, HARDENED, MSE, ODD, PLAIN, Made, failed, write_run
 
 from holdfast.errors import DataError
@@ -19,46 +19,6 @@ from holdfast.reporting.figures import PALETTE
 from holdfast.reporting.gallery import amplified, walls
 from holdfast.reporting.page import report
 
-VOID = {"meta", "br", "img", "input", "link", "hr"}
-
-
-class Tree(HTMLParser):
-    """Reads a page; fails where tags are not balanced, and keeps what tests ask about."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.section = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "section":
-            self.section = str(dict(attrs)["id"])
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]} at {self.getpos()}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["style"]:
-            return
-        self.texts[self.section] = self.texts.get(self.section, "") + data
-
-
-def parsed(page: Path) -> Tree:
-    tree = Tree()
-    tree.feed(page.read_text())
-    tree.close()
-    assert tree.open == []
-    return tree
-
 
 @pytest.fixture(scope="module")
 def page(synthetic: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,12 +27,14 @@ def page(synthetic: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_is_balanced_and_every_section_is_filled(page: Path) -> None:
     tree = parsed(page)
-    sections = ["summary", "accuracy", "corruptions", "severities", "mce", "embedding", "gallery", "believable", "made"]
-    assert [a["id"] for tag, a in tree.tags if tag == "section"] == sections
+    assert [a["id"] for tag, a in tree.tags if tag == "section"] == [
+        "summary", "accuracy", "corruptions", "severities", "families", "mce", "pixels", "embedding",
+        "embedding-corrupted", "gallery", "saliency", "believable", "made",
+    ]  # fmt: skip
     for name in ("accuracy", "corruptions", "severities", "embedding", "gallery"):
         assert "Not shown" not in tree.texts[name], name
     assert "AlexNet's errors belong to the 1000 classes" in tree.texts["mce"]
-    assert "plain mean error" in tree.texts["mce"]
+    assert "mean error over what was measured" in tree.texts["mce"]
     assert "passed" in tree.texts["believable"] and "not measured" in tree.texts["believable"]
     assert "torch 2.15.0" in tree.texts["made"] and "encoders:" in tree.texts["made"]
 
@@ -172,7 +134,14 @@ def test_absent_data_say_why(tmp_path: Path) -> None:
     tree = parsed(report([run], tmp_path / "out"))
     assert "Not shown: no attack was judged by classification" in tree.texts["accuracy"]
     assert "Not shown: no corruption was measured" in tree.texts["corruptions"]
-    assert "Not shown" in tree.texts["mce"] and "No corruption" in tree.texts["mce"]
+    assert "Not shown: no corruption was measured" in tree.texts["mce"]
+    assert "Not shown: no corruption was judged by classification" in tree.texts["families"]
+    assert all("no image was looked at" in tree.texts[key] for key in ("pixels", "saliency"))
+    empty = [a["id"] for tag, a in tree.tags if tag == "section" and a.get("class") == "empty"]
+    assert empty == [
+        "accuracy", "corruptions", "severities", "families", "mce", "pixels", "embedding", "embedding-corrupted",
+        "saliency",
+    ]  # fmt: skip
     assert "Not shown: no attack was judged by the embedding" in tree.texts["embedding"]
     assert "no attacked image was kept" in tree.texts["gallery"]
     assert "passed" not in tree.texts["believable"].split("The numbers")[0].replace("Green was measured", "")

@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 
 import pytest
-from synthetic_run import ODD
+from synthetic_run import ODD, PLAIN, write_run
 
-from holdfast.evaluation.curves import subjects
+from holdfast.evaluation.curves import corruption_errors, subjects
 from holdfast.evaluation.rows import full, interval, value
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import summary
@@ -65,3 +65,34 @@ def test_the_terminal_shows_the_summary(synthetic: Run) -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "clean accuracy" in shown and "hardened" in shown and ODD.name in shown
     assert Path(synthetic.folder).name in shown
+
+
+def test_the_parts_of_mce_are_written_times_100() -> None:
+    for name in ("ce_fog", "relative_ce_fog", "mce", "relative_mce"):
+        assert full(Metric(name=name, value=0.767, n=9, low=0.7, high=0.8)) == "76.7 [70.0, 80.0], n = 9"
+    assert full(Metric(name="mean_error_15", value=0.767, n=9, low=0.7, high=0.8)) == "76.7 % [70.0, 80.0], n = 9"
+    assert full(Metric(name="psnr", value=31.42, n=9, low=30.0, high=33.0, unit="dB")) == "31.4 dB [30.0, 33.0], n = 9"
+
+
+def test_results_csv_ends_with_the_mean_errors(study: Run) -> None:
+    seen = subjects([study])
+    rows = list(csv.DictReader(io.StringIO(results_csv([study], seen))))[len(study.rows()) :]
+    assert len(rows) == 2 * (1 + len(corruption_errors(seen[0])[1].metrics))
+    found = {row["metric"]: row for row in rows if row["model"] == ODD.name}
+    errors = corruption_errors(seen[1])[1]
+    for name in ("mean_error_15", "mce", "relative_mce", "ce_fog", "mean_error_blur"):
+        assert float(found[name]["value"]) == errors.metrics[name].value and found[name]["n"] == "39"
+        assert (found[name]["data"], found[name]["cell"], found[name]["higher_is_better"]) == ("imagenet", "", "False")
+    assert found["mean_error_19"]["value"] == "" and "spatter" in found["mean_error_19"]["reason"]
+
+
+def test_results_csv_without_corruptions_ends_with_the_records(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", (PLAIN,), n=8, corruptions=(), attacks=(), tasks=("classification",))
+    assert results_csv([run], subjects([run])) == results_csv([run])
+
+
+def test_table_tex_has_mean_error_and_mce(study: Run) -> None:
+    seen = subjects([study])
+    text = table_tex(seen, summary(seen))
+    assert "mean error (15)" in text and "mCE" in text
+    assert f"{100 * (corruption_errors(seen[0])[1].mce.value or 0):.1f}" in text
