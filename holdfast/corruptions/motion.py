@@ -80,7 +80,7 @@ def streak(images: Tensor, angles: list[float], *, radius: float, sigma: float, 
         if mode == "reference":
             levels = _weighted_sum(image.double(), steps, weights.tolist()).add_(_TIE)
         else:
-            bits = _FEW if sigma >= 3 else _MANY
+            bits = _FEW if sigma >= 8 else _MANY
             whole = image.to(torch.int32 if bits == _FEW else torch.int64)
             levels = _weighted_sum(whole, steps, whole_weights(weights, 2**bits)).add_(round(_TIE * 2**bits))
             levels.bitwise_right_shift_(bits)

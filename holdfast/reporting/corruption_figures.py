@@ -19,6 +19,7 @@ from holdfast.reporting.wording import sentence
 NOT_MONOTONE = non_monotone(ALEXNET_ERRORS)
 _SMALL = {**STYLE, "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5}
 _HATCH = "////"
+_BANDS = 8
 
 
 class Bar(NamedTuple):
@@ -53,6 +54,7 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
     columns = 5 if len(names) > 4 else max(len(names), 3)
     rows = -(-len(names) // columns)
     alt = f"{title} over severity 0 to 5, one panel for each of {len(names)} corruptions; the table below has the data"
+    banded = len(profiles) <= _BANDS
     with matplotlib.rc_context(_SMALL):
         figure = Figure(figsize=(9.2, 1.75 * rows + 0.3), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
@@ -62,7 +64,7 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
             for subject, by in profiles.items():
                 if name in by:
                     found = by[name].severities
-                    line(axis, list(found), list(found.values()), places[subject], small=True)
+                    line(axis, list(found), list(found.values()), places[subject], small=True, band=banded)
             axis.set_title(name.replace("_", " ") + (" *" if name in NOT_MONOTONE else ""))
             axis.set_xticks(range(6))
             fractions(axis, [m for by in profiles.values() if name in by for m in by[name].severities.values()])
@@ -76,7 +78,8 @@ def over_severity(profiles: Mapping[str, Mapping[str, Profile]], places: Mapping
         for name, profile in by.items()
         for severity, metric in profile.severities.items()
     )
-    caption = f"{sentence(title)} with 95 % bands; severity 0 is the clean images."
+    bands = "with 95 % bands" if banded else "without the 95 % bands of so many encoders: they are in the table"
+    caption = f"{sentence(title)} {bands}; severity 0 is the clean images."
     if any(name in NOT_MONOTONE for name in names):
         caption += (
             " * Not monotone by design: AlexNet too errs less at severity 3 than at 2 "

@@ -157,16 +157,21 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
             )
 
 
-def line(axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, *, small: bool = False) -> None:
-    """One encoder's line with its 95 % band, in the colour, marker and dashes of its place; points without a number
-    are left out.
+def line(
+    axis: Any, x: Sequence[float], metrics: Sequence[Metric], place: int, *, small: bool = False, band: bool = True
+) -> None:
+    """One encoder's line, with its 95 % band where asked for, in the colour, marker and dashes of its place.
+
+    Points without a number are left out.
     """
     known = [(at, m) for at, m in zip(x, metrics) if m.value is not None and m.low is not None and m.high is not None]
     if not known:
         return
     at, found = [k[0] for k in known], [k[1] for k in known]
     style = DASHES[place // len(PALETTE) % len(DASHES)]
-    axis.fill_between(at, [m.low for m in found], [m.high for m in found], color=colour(place), alpha=0.16, linewidth=0)
+    if band:
+        ends = [m.low for m in found], [m.high for m in found]
+        axis.fill_between(at, *ends, color=colour(place), alpha=0.16, linewidth=0)
     axis.plot(
         at,
         [m.value for m in found],

@@ -11,10 +11,11 @@ from holdfast.evaluation.published import ALEXNET_SOURCE, Published, Study, publ
 from holdfast.evaluation.rows import full
 from holdfast.records import Metric
 from holdfast.reporting.corruption_figures import Bar, beside_published, published_bars
-from holdfast.reporting.corruptions import number, reasons
+from holdfast.reporting.corruptions import reasons
 from holdfast.reporting.figures import Chart
+from holdfast.reporting.heat import number
 from holdfast.reporting.sections import Cell, Folded, Section
-from holdfast.reporting.wording import complement, listed, sentence
+from holdfast.reporting.wording import complement, listed, named, sentence
 
 _CLEAN = "clean error"
 _TITLES = {
@@ -37,14 +38,13 @@ def mce(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
         section.absent = list(dict.fromkeys(e.plain.reason for e in every.values()))
         return section
     table = {s.name: _numbers(s, every[s.name]) for s in seen if every[s.name].plain.value is not None}
-    titles = [
-        title for title in next(iter(table.values())) if any(by[title].value is not None for by in table.values())
-    ]
-    section.table = [[Cell("encoder"), *(Cell(title) for title in titles)]]
-    section.table += [
-        [Cell(who, place=places[who]), *(number(by[title]) for title in titles)] for who, by in table.items()
-    ]
-    section.absent = reasons((title, who, m) for who, by in table.items() for title, m in by.items())
+    titles = [_CLEAN, _PLAIN, *_TITLES.values()]
+    if all(by[_TITLES["mean_error_15"]].value is not None for by in table.values()):
+        titles.remove(_PLAIN)
+    titles = [title for title in titles if any(by[title].value is not None for by in table.values())]
+    rows = [[Cell(who, place=places[who]), *(number(by[title]) for title in titles)] for who, by in table.items()]
+    section.tables = [[[Cell("encoder"), *(Cell(title) for title in titles)], *rows]]
+    section.absent = reasons(((title, who, m) for who, by in table.items() for title, m in by.items()), len(seen))
     ways = made(seen)
     ours = {name: e for name, e in every.items() if e.mce.value is not None}
     if ours:
@@ -73,7 +73,7 @@ def made(seen: Sequence[Subject]) -> dict[str, list[str]]:
             alike.setdefault(f"{where}; {remark}", []).append(subject.name)
     if len(alike) == 1:
         return {f"Corrupted images: {how}.": names for how, names in alike.items()}
-    return {f"Corrupted images of {listed(names)}: {how}.": names for how, names in alike.items()}
+    return {f"Corrupted images of {named(names, len(seen))}: {how}.": names for how, names in alike.items()}
 
 
 def deviates(remark: str) -> bool:
@@ -82,13 +82,11 @@ def deviates(remark: str) -> bool:
 
 
 def _numbers(subject: Subject, found: CorruptionErrors) -> Numbers:
-    """Clean error, mean errors, mCE and relative mCE by title; the mean of what is there where 15 are not."""
+    """Clean error, the mean error of what is there, those over 15 and 19, mCE and relative mCE, by title."""
     result = subject.clean("classification")
     accuracy = result.metric("accuracy") if result is not None else None
     clean = accuracy or Metric(name="error", reason="no clean image was judged by classification")
-    numbers = {_CLEAN: complement(clean, "error")}
-    if found.metrics["mean_error_15"].value is None:
-        numbers[_PLAIN] = found.plain
+    numbers = {_CLEAN: complement(clean, "error"), _PLAIN: found.plain}
     return numbers | {title: found.metrics[name] for name, title in _TITLES.items()}
 
 

@@ -66,7 +66,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
     """The page as text. Images come last: they have what the rest leaves of its size."""
     places = {s.name: at for at, s in enumerate(seen)}
     verdicts = {s.name: checks(s) for s in seen}
-    looked = similarity.saliency(seen, places)
+    looked, listed = similarity.saliency(seen, places), _checks(seen, verdicts)
     parts = {
         "title": title,
         "headline": headline(seen, columns),
@@ -87,7 +87,8 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         ],
         "saliency": looked,
         "scale": maps.scale(),
-        "checks": _checks(seen, verdicts),
+        "checks": listed,
+        "unmeasured": [row["name"] for row in listed if all(c.status == "not measured" for _, _, c in row["found"])],
         "made": [_made(run) for run in runs],
         "changed": [(run.name, differences(runs[0].record, run.record)) for run in runs[1:]],
         "base": runs[0].name,

@@ -43,7 +43,7 @@ class Section:
         key: anchor.
         lead: sentences before the charts.
         charts: each with its data.
-        table: rows of cells, the first row the headings; drawn before the charts.
+        tables: each of rows of cells, the first row the headings; drawn before the charts.
         absent: why something is not there.
         folded: tables after the charts.
         notes: after those.
@@ -56,7 +56,7 @@ class Section:
     key: str
     lead: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
-    table: list[list[Cell]] = field(default_factory=list)
+    tables: list[list[list[Cell]]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Section:
     @property
     def empty(self) -> bool:
         """Whether all that it says is why it shows nothing."""
-        return bool(self.absent) and not (self.charts or self.table or self.folded or self.pairs)
+        return bool(self.absent) and not (self.charts or self.tables or self.folded or self.pairs)
 
 
 def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:

@@ -11,7 +11,8 @@ from holdfast.evaluation.published import FAMILIES, family
 from holdfast.evaluation.rows import full, interval
 from holdfast.evaluation.statistics import mean
 from holdfast.records import Metric
-from holdfast.reporting.corruptions import gaps, heat_table, images, number, over, reasons, told
+from holdfast.reporting.corruptions import gaps, reasons, told
+from holdfast.reporting.heat import heat_tables, images, number, over
 from holdfast.reporting.sections import Cell, Folded, Section
 from holdfast.reporting.wording import listed, span
 
@@ -35,19 +36,19 @@ def pixels(seen: Sequence[Subject]) -> Section:
     section = Section("How far the pixels change", "pixels")
     looked = [s for s in seen if s.corrupted("saliency")]
     if not looked:
-        section.absent = told(gaps(seen, "saliency")) or [NOTHING]
+        section.absent = told(gaps(seen, "saliency"), len(seen)) or [NOTHING]
         return section
     first = looked[0]
     ssim, psnr = profiles(first, SSIM), profiles(first, PSNR)
     if not ssim:
-        section.absent = reasons([("SSIM", first.name, _absent(first, "ssim"))])
+        section.absent = reasons([("SSIM", first.name, _absent(first, "ssim"))], len(seen))
     if ssim:
         n = span([p.mean.n for p in ssim.values()])
         section.lead = [
             f"SSIM between corrupted and clean images (1 = identical), over {n} images: those that {first.name} was "
             "shown; pixels do not depend on the encoder. Stronger colour is more similar."
         ]
-        section.table = _severity_table(ssim)
+        section.tables = [_severity_table(ssim)]
     rows = [
         (name, str(severity), full(ssim[name].severities[severity]) if name in ssim else "absent", full(metric))
         for name, profile in psnr.items()
@@ -71,10 +72,10 @@ def embeddings(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     section = Section("Embedding under corruption", "embedding-corrupted")
     held = [s for s in seen if s.corrupted("embedding")]
     if not held:
-        section.absent = told(gaps(seen, "embedding")) or ["no corruption was judged by the embedding"]
+        section.absent = told(gaps(seen, "embedding"), len(seen)) or ["no corruption was judged by the embedding"]
         return section
     groups = [name for name in FAMILIES if any(_of_family(s, name).results for s in held)]
-    section.table = [[Cell("measurement"), Cell("encoder"), Cell("clean"), *(Cell(name) for name in groups)]]
+    table = [[Cell("measurement"), Cell("encoder"), Cell("clean"), *(Cell(name) for name in groups)]]
     counts: set[int] = set()
     for name in _EMBEDDING:
         outcome, rows = OUTCOMES[name], []
@@ -87,13 +88,13 @@ def embeddings(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
             rows.append([Cell(""), Cell(subject.name, place=places[subject.name]), _clean(subject, outcome), *cells])
         if rows:
             rows[0][0] = Cell(outcome.title, f"{'higher' if outcome.worse == 'lower' else 'lower'} is better")
-            section.table += rows
-    n = span(sorted(counts))
+            table += rows
+    section.tables, n = [table], span(sorted(counts))
     section.lead = [
         f"Mean over the corruptions of a family and their severities, with 95 % intervals, n = {n} images; drift and "
         "neighbours are compared with those of the clean image."
     ]
-    section.absent = told(gaps(seen, "embedding"))
+    section.absent = told(gaps(seen, "embedding"), len(seen))
     return section
 
 
@@ -102,18 +103,18 @@ def saliency(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     section = Section("Where the encoder looks", "saliency")
     looked = [s for s in seen if s.corrupted("saliency")]
     if not looked:
-        section.absent = told(gaps(seen, "saliency")) or [NOTHING]
+        section.absent = told(gaps(seen, "saliency"), len(seen)) or [NOTHING]
         return section
     found = {s.name: profile for s in looked if (profile := profiles(s, DRIFT))}
     missing = [("CAM drift", s.name, _absent(s, "cam_drift")) for s in looked if s.name not in found]
-    section.absent = [*reasons(missing), *told(gaps(seen, "saliency"))]
+    section.absent = [*reasons(missing, len(seen)), *told(gaps(seen, "saliency"), len(seen))]
     if not found:
         return section
     section.lead = [
         f"Drift of Grad-CAM maps from those of the clean images (1 - cosine; 0 = the same map, 1 = no overlap), "
         f"{over(found)}, {images(found)}; stronger colour is more drift. {_targets(looked)}"
     ]
-    section.table = heat_table(found, places, missing=gaps(seen, "saliency"))
+    section.tables = heat_tables(found, places, missing=gaps(seen, "saliency"))
     rows = [
         (who, name, str(severity), full(metric))
         for who, by in found.items()

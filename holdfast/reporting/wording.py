@@ -81,6 +81,12 @@ def listed(parts: Iterable[object]) -> str:
     return " and ".join([", ".join(said[:-1]), said[-1]]) if len(said) > 1 else "".join(said)
 
 
+def named(names: Sequence[str], total: int) -> str:
+    """Encoders by name; all of them together where they are many."""
+    names = list(dict.fromkeys(names))
+    return f"all {total} encoders" if len(names) == total > 3 else listed(names)
+
+
 def severities(found: Sequence[int]) -> str:
     """severity 3; severities 1 to 5; severities 1, 2 and 4."""
     if len(found) == 1:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from parsed_page import Tree, parsed
-from synthetic_run import NO_OPENCV, ODD, PLAIN, failed, write_run
+from synthetic_run import NO_OPENCV, ODD, PLAIN, Made, failed, write_run
 
 from holdfast.evaluation.curves import OUTCOMES, Outcome, Subject, corruption_errors, profiles, subjects
 from holdfast.evaluation.published import (
@@ -91,10 +91,10 @@ def shown(number: float, unit: str = "fraction") -> str:
 
 def test_the_heat_map_shows_the_records(seen: list[Subject]) -> None:
     heat = corruption(seen, places(seen))[0]
-    assert [cell.text for cell in heat.table[0]] == ["family", "corruption", PLAIN.name, ODD.name]
-    assert [row[0].text for row in heat.table[1:] if row[0].text] == list(FAMILIES)
+    assert [cell.text for cell in heat.tables[0][0]] == ["family", "corruption", PLAIN.name, ODD.name]
+    assert [row[0].text for row in heat.tables[0][1:] if row[0].text] == list(FAMILIES)
     for at, subject in enumerate(seen):
-        cells, right = column(heat.table, at + 2), rates(subject, OUTCOMES["correct"], DONE)
+        cells, right = column(heat.tables[0], at + 2), rates(subject, OUTCOMES["correct"], DONE)
         for name, row in zip(DONE, right):
             cell = cells[name.replace("_", " ")]
             assert cell.text == shown(row.mean()) and cell.shade == pytest.approx(row.mean())
@@ -108,7 +108,7 @@ def test_the_heat_map_shows_the_records(seen: list[Subject]) -> None:
 
 def test_failed_cells_are_named_with_their_reason_and_break_the_means(seen: list[Subject]) -> None:
     heat, _, bars = corruption(seen, places(seen))
-    cells = column(heat.table, 2)
+    cells = column(heat.tables[0], 2)
     assert cells["spatter"][:2] == ("\u2013", "failed") and NO_OPENCV in cells["spatter"].hint
     assert "mean of extra" not in cells and "mean of 19" not in cells
     said = f"spatter at severities 1 to 5 of plain and {ODD.name}; failed with: ConfigError: {NO_OPENCV}"
@@ -119,12 +119,12 @@ def test_failed_cells_are_named_with_their_reason_and_break_the_means(seen: list
 def test_a_mean_over_fewer_severities_says_so(study: Run) -> None:
     fog = next(r for r in study.results if r.cell.corruption and stage(r).name == "fog" and stage(r).severity == 4)
     heat = corruption(altered(study, lambda r: failed(r.cell) if r.id == fog.id else r), {"plain": 0, ODD.name: 1})[0]
-    cells = column(heat.table, 2)
+    cells = column(heat.tables[0], 2)
     assert cells["fog"].small.endswith("; severities 1, 2, 3 and 5 alone") and "boom" in cells["fog"].hint
     assert (cells["mean of weather"].text, cells["mean of weather"].small) == ("\u2013", "absent")
     assert "fog at severity 4" in cells["mean of weather"].hint
     assert any(text.startswith("fog at severity 4 of plain; failed with: RuntimeError") for text in heat.absent)
-    assert column(heat.table, 3)["fog"].small.endswith("]")
+    assert column(heat.tables[0], 3)["fog"].small.endswith("]")
 
 
 def test_other_corruptions_that_are_not_there_leave_a_dash(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_other_corruptions_that_are_not_there_leave_a_dash(tmp_path: Path) -> No
     other = write_run(tmp_path / "b", (ODD,), n=8, corruptions=("snow",), attacks=(), tasks=("classification",))
     seen = subjects([run, other])
     heat = corruption(seen, places(seen))[0]
-    assert [row[1].text for row in heat.table] == ["corruption", "snow", "fog"]
-    assert heat.table[1][2][:2] == ("\u2013", "not measured") and heat.table[1][3].text != "\u2013"
+    assert [row[1].text for row in heat.tables[0]] == ["corruption", "snow", "fog"]
+    assert heat.tables[0][1][2][:2] == ("\u2013", "not measured") and heat.tables[0][1][3].text != "\u2013"
 
 
 def test_small_multiples_hold_every_severity_and_mark_those_that_are_not_monotone(seen: list[Subject]) -> None:
@@ -169,8 +169,14 @@ def test_family_bars_are_the_mean_errors(seen: list[Subject]) -> None:
 
 def test_the_five_numbers_stand_side_by_side(seen: list[Subject]) -> None:
     section = mce(seen, places(seen))
-    assert [c.text for c in section.table[0]] == ["encoder", "clean error", "mean error (15)", "mCE", "relative mCE"]
-    for subject, row in zip(seen, section.table[1:]):
+    assert [c.text for c in section.tables[0][0]] == [
+        "encoder",
+        "clean error",
+        "mean error (15)",
+        "mCE",
+        "relative mCE",
+    ]
+    for subject, row in zip(seen, section.tables[0][1:]):
         error = 1 - rates(subject, OUTCOMES["correct"], MCE_CORRUPTIONS)
         theirs = np.array([ALEXNET_ERRORS[name] for name in MCE_CORRUPTIONS])
         clean = subject.clean("classification")
@@ -241,7 +247,11 @@ def test_without_alexnet_the_mean_error_stands_alone(study: Run, tmp_path: Path)
 
     cifar = altered(study, change)
     section = mce(cifar, places(cifar))
-    assert section.charts == [] and [c.text for c in section.table[0]] == ["encoder", "clean error", "mean error (15)"]
+    assert section.charts == [] and [c.text for c in section.tables[0][0]] == [
+        "encoder",
+        "clean error",
+        "mean error (15)",
+    ]
     assert any(f"mCE and relative mCE of plain and {ODD.name}: CIFAR-10-C has no" in text for text in section.absent)
     assert section.notes[0].startswith("Corrupted images: made here")
     (run,) = {s.run.folder: s.run for s in cifar}.values()
@@ -249,10 +259,25 @@ def test_without_alexnet_the_mean_error_stands_alone(study: Run, tmp_path: Path)
     assert "SwAV" not in text and "ResNet-50" not in text
 
 
+def test_an_encoder_with_fewer_corruptions_stands_beside_a_whole_one(study: Run, tmp_path: Path) -> None:
+    few = write_run(
+        tmp_path / "few", (PLAIN,), n=8, corruptions=("fog",), attacks=(), tasks=("classification",), source="imagenet",
+        variant="imagenet224",
+    )  # fmt: skip
+    for runs in ([study, few], [few, study]):
+        seen = subjects(runs)
+        section = mce(seen, places(seen))
+        titles = [cell.text for cell in section.tables[0][0]]
+        assert titles[1:4] == ["clean error", "mean error over what was measured", "mean error (15)"]
+        row = next(row for row in section.tables[0][1:] if row[0].text == "plain (few)")
+        assert row[2].text != "\u2013" and row[3].text == row[4].text == "\u2013" and "14 are missing" in row[4].hint
+        assert len(section.charts[0].rows) == 16 + 2
+
+
 def test_pixels_are_compared_once_and_with_a_caveat(seen: list[Subject]) -> None:
     section = pixels(seen)
     outcome = Outcome("ssim", "saliency", "ssim", "lower", "SSIM", "SSIM")
-    for name, row, wanted in zip(DONE, section.table[1:], rates(seen[0], outcome, DONE)):
+    for name, row, wanted in zip(DONE, section.tables[0][1:], rates(seen[0], outcome, DONE)):
         assert row[1].text == name.replace("_", " ")
         assert [cell.text for cell in row[2:]] == [shown(v, "SSIM") for v in [*wanted, wanted.mean()]]
     psnr = seen[0].corrupted("saliency")[0].metric("psnr")
@@ -265,10 +290,10 @@ def test_pixels_are_compared_once_and_with_a_caveat(seen: list[Subject]) -> None
 
 def test_embeddings_are_read_per_family(seen: list[Subject]) -> None:
     section = embeddings(seen, places(seen))
-    assert [c.text for c in section.table[0]][2:] == ["clean", *FAMILIES]
-    titles = [row[0].text for row in section.table[1:] if row[0].text]
+    assert [c.text for c in section.tables[0][0]][2:] == ["clean", *FAMILIES]
+    titles = [row[0].text for row in section.tables[0][1:] if row[0].text]
     assert titles == [OUTCOMES[name].title for name in ("knn_correct", "flip", "cosine", "quantile")]
-    plain, odd = section.table[1:3]
+    plain, odd = section.tables[0][1:3]
     for subject, row in ((seen[0], plain), (seen[1], odd)):
         for group, cell in zip(("noise", "blur", "weather", "digital"), row[3:7]):
             assert cell.text == shown(rates(subject, OUTCOMES["knn_correct"], FAMILIES[group]).mean())
@@ -280,7 +305,7 @@ def test_drift_of_maps_is_read_per_corruption(seen: list[Subject], study: Run) -
     section = saliency(seen, places(seen))
     outcome = Outcome("cam_drift", "saliency", "cam_drift", "higher", "CAM drift")
     for at, subject in enumerate(seen):
-        cells = column(section.table, at + 2)
+        cells = column(section.tables[0], at + 2)
         for name, row in zip(DONE, rates(subject, outcome, DONE)):
             assert cells[name.replace("_", " ")].text == shown(row.mean(), "1 - cosine")
         assert cells["spatter"].small == "failed"
@@ -300,7 +325,7 @@ def test_drift_that_cannot_be_measured_says_why(study: Run) -> None:
         results.append(r)
     seen = subjects([Run(study.folder, study.record, results, held)])
     assert saliency(seen, places(seen)).absent[0] == f"CAM drift of plain and {ODD.name}: {why}"
-    assert saliency(seen, places(seen)).table == []
+    assert saliency(seen, places(seen)).tables == []
 
 
 def test_nothing_measured_takes_one_line_each(tmp_path: Path) -> None:
@@ -341,3 +366,27 @@ def test_charts_know_no_colour_of_their_own(page: Path) -> None:
         assert not re.search(r"#[0-9a-f]{6}\b", chart), "a fixed colour"
     ids = [str(a["id"]) for _, a in parsed(page).tags if "id" in a]
     assert len(ids) == len(set(ids))
+
+
+def test_many_encoders_stand_in_several_tables_and_are_called_all(tmp_path: Path) -> None:
+    many = [Made(f"epoch {i}", 0.9, 0.5 + i) for i in range(10)]
+    run = write_run(
+        tmp_path / "r", many, n=8, corruptions=("fog", "spatter"), attacks=(), tasks=("classification",),
+        absent=("spatter",),
+    )  # fmt: skip
+    seen = subjects([run])
+    heat, panels, _ = corruption(seen, places(seen))
+    assert [len(table[0]) for table in heat.tables] == [2 + 8, 2 + 2]
+    assert [cell.text for cell in heat.tables[1][0][2:]] == ["epoch 8", "epoch 9"]
+    assert [row[1].text for row in heat.tables[1]] == ["corruption", "fog", "spatter"]
+    assert heat.absent[0].startswith("spatter at severities 1 to 5 of all 10 encoders; failed with")
+    (chart,) = panels.charts
+    assert (
+        "FillBetween" not in chart.svg and "fill-opacity" not in chart.svg and "without the 95 % bands" in chart.caption
+    )
+    assert all("[" in row[3] for row in chart.rows)
+    assert families(seen, places(seen)).absent == [
+        "no family was measured whole: all of its corruptions at severities 1 to 5"
+    ]
+    text = parsed(report([run], tmp_path / "out")).texts["believable"]
+    assert "Not measured on any encoder: " in text and "\u2013 not measured" not in text
