@@ -58,7 +58,7 @@ def errors(
         absent |= dict.fromkeys((key for key, _ in flat), "the corrupted cells have no image in common")
         return ids, mean_corruption_error({}, None, absent=absent)
     cells = [cell for cell, _ in measured]
-    return ids, mean_corruption_error(
+    found = mean_corruption_error(
         _grouped([key for key, _ in flat], columns),
         base,
         reason=not_alexnet(cells),
@@ -66,6 +66,7 @@ def errors(
         absent=absent,
         remark=remark(cells),
     )
+    return ids, found._replace(deviates=bool(deviations(cells)))
 
 
 def not_alexnet(cells: Sequence[Cell]) -> str:
@@ -84,7 +85,16 @@ def not_alexnet(cells: Sequence[Cell]) -> str:
 
 
 def remark(cells: Sequence[Cell]) -> str:
-    """In what corruptions deviate from the published sets; empty = in nothing known.
+    """In what corruptions differ from the published sets, arithmetic included; empty = in nothing known."""
+    stages = [stage for cell in cells for stage in [cell.corruption] if stage]
+    fast = {stage.name for stage in stages if stage.mode == "fast"}
+    all_names = {stage.name for stage in stages}
+    said = f"{_listed(fast, all_names)} in fast arithmetic (within one of 256 levels of the reference)"
+    return "; ".join([*deviations(cells), *([said] if fast else [])])
+
+
+def deviations(cells: Sequence[Cell]) -> list[str]:
+    """In what corruptions deviate from the published sets by more than arithmetic.
 
     Those of a folder are judged by what its stage says: the published way for an official set, else as it was made.
     """
@@ -99,11 +109,9 @@ def remark(cells: Sequence[Cell]) -> str:
     ):
         other = {s.name for _, s in made if s.storage == storage != _STORAGE.get(s.variant, "jpeg85")}
         said += [f"{_listed(other, names)} {words}"] if other else []
-    fast = {stage.name for _, stage in made if stage.mode == "fast"}
-    said += [f"{_listed(fast, names)} in fast arithmetic (within one of 256 levels of the reference)"] if fast else []
     sizes = sorted({c.data.size for c, s in made if c.data.size not in (0, _SIDES[s.variant])})
     said += [f"images of {sizes[0]} pixels, for which the severities were not made"] if sizes else []
-    return "; ".join(said)
+    return said
 
 
 def _matched(columns: Sequence[Outcome], clean: Outcome | None) -> tuple[Array, list[Array], Array | None, str]:

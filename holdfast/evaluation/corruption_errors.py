@@ -67,13 +67,15 @@ class CorruptionErrors(NamedTuple):
         plain: mean error over whatever is there: mean over corruptions of the mean over severities.
         parts: per-image parts [n] whose mean is the metric, for paired differences: of mean_error, mean_error_15,
             mean_error_19, mce and relative_mce, where they have a value.
-        remark: in what the corruptions deviate from those of the published figures; empty = in nothing known.
+        remark: in what the corruptions differ from those of the published figures; empty = in nothing known.
+        deviates: whether that is more than fast arithmetic, which stays within one of 256 levels.
     """
 
     metrics: dict[str, Metric]
     plain: Metric
     parts: dict[str, Floats]
     remark: str = ""
+    deviates: bool = False
 
     @property
     def mce(self) -> Metric:

@@ -170,11 +170,13 @@ def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
     """One block: outcomes as `cell/outcome`, what it cost, and the chunk that it was made with."""
     bench, began = run.bench, time.monotonic()
     before = bench.forwards, bench.backwards
-    found = _fitting(lambda chunk: outcomes(job, indices, chunk, bench), run, bar)
+    # A small set is not padded to more than its own size.
+    most = max(SMALLEST, len(bench.source(job.data)))
+    found = _fitting(lambda chunk: outcomes(job, indices, min(chunk, most), bench), run, bar)
     flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
     seconds = time.monotonic() - began
     cost = np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])
-    return {**flat, "cost": cost, "chunk": np.array(run.chunk)}
+    return {**flat, "cost": cost, "chunk": np.array(min(run.chunk, most))}
 
 
 def _fitting(work: Callable[[int], T], run: Run, bar: Bar) -> T:

@@ -25,7 +25,6 @@ _TITLES = {
     "relative_mce": "relative mCE",
 }
 _PLAIN = "mean error over what was measured"
-_FAST = "in fast arithmetic"
 
 Numbers = dict[str, Metric]
 
@@ -76,11 +75,6 @@ def made(seen: Sequence[Subject]) -> dict[str, list[str]]:
     return {f"Corrupted images of {named(names, len(seen))}: {how}.": names for how, names in alike.items()}
 
 
-def deviates(remark: str) -> bool:
-    """Whether a remark names more than fast arithmetic, which stays within one of 256 levels."""
-    return any(_FAST not in part for part in remark.split("; ") if part)
-
-
 def _numbers(subject: Subject, found: CorruptionErrors) -> Numbers:
     """Clean error, the mean error of what is there, those over 15 and 19, mCE and relative mCE, by title."""
     result = subject.clean("classification")
@@ -99,7 +93,7 @@ def _chart(
     """Bars of ours and of published mCE, with all of their numbers."""
     numbers, studies = published("mce", "imagenet"), published_corruption_studies()
     bars = [
-        Bar(name, e.mce.value, e.mce.low, e.mce.high, places[name], deviates(e.remark))
+        Bar(name, e.mce.value, e.mce.low, e.mce.high, places[name], e.deviates)
         for name, e in ours.items()
         if e.mce.value is not None
     ]
