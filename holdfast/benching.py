@@ -124,7 +124,7 @@ def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tupl
     if settled.corruptions and not settled.variant and not settled.corrupted:
         settled = msgspec.structs.replace(settled, variant=_variant(stock))
         say(f"severity table {settled.variant}, after the size of the images; --variant names another")
-    if config.textures == "auto" and "frost" in (settled.corruptions or ()):
+    if config.textures == "auto" and "frost" in (settled.corruptions or ()) and not settled.corrupted:
         found = {"published": "those of ImageNet-C, found here", "drawn": "drawn ones; HOLDFAST_FROST names a folder"}
         say(f"textures of frost: {found[settled.textures]}")
     _check_classes(settled, stock)
@@ -141,8 +141,13 @@ def _check_classes(config: BenchConfig, stock: Stock) -> None:
 
 def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:
     """The config for an official corrupted set alone: accuracy is all that can be measured there, and that is said."""
-    if config.corrupted or parse(config.data)[0] not in corrupted.KINDS:
+    if config.data == "scenes" or parse(config.data)[0] not in corrupted.KINDS:
         return config
+    if config.corrupted not in ("", config.data):
+        raise ConfigError(
+            f"{config.data} is a set of corrupted images itself, and {config.corrupted} was named beside it.",
+            next="Name the clean images: --data CLEAN --corrupted FOLDER; or leave --corrupted out.",
+        )
     say(f"{config.data} holds corrupted images alone: accuracy is measured; drift, saliency and attacks need the clean")
     say("images as well: --data CLEAN --corrupted FOLDER")
     attacks = tuple(attack for attack in config.attacks if attack.through == "classification")

@@ -18,6 +18,7 @@ class OnImages(Record, frozen=True, kw_only=True):
         classes: a file with one class per line, or a comma-separated list; empty = all.
         size: side of the image in pixels; 0 = what the encoder expects, or as stored.
         resize: shorter side before the centre crop; 0 = what the encoder expects, or none.
+        interpolation: of the resize; empty = what the encoder expects, or bilinear.
         seed: of everything that is drawn.
         device: auto, cpu, cuda, cuda:1...
         threads: of the CPU; 0 = as torch chooses. Last digits depend on it; small nets are fastest with 1.
@@ -30,6 +31,7 @@ class OnImages(Record, frozen=True, kw_only=True):
     classes: str = ""
     size: int = 0
     resize: int = 0
+    interpolation: Literal["", "bilinear", "bicubic"] = ""
     seed: int = 0
     device: str = "auto"
     threads: int = 0
@@ -195,7 +197,8 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         textures: of frost: published (`HOLDFAST_FROST=folder`, or an installed imagecorruptions), or drawn; auto = the
             published ones where they are found, which is said.
         corrupted: folder of an official set (ImageNet-C, CIFAR-10-C...) with the corrupted versions of `data`; they are
-            read from there, not made. With `data` an official set itself, corrupted images alone are measured.
+            read from there, not made, and the clean ones are cut as those of the set were. With `data` an official set
+            itself, corrupted images alone are measured.
         chunk: images per forward pass; halved when memory is short, never under 8.
         block: images per block, the unit of resume.
         shard: `1/4` = the first quarter of the jobs.
@@ -250,8 +253,8 @@ class CorruptConfig(OnImages, frozen=True, kw_only=True):
         mode: fast, or reference: float64 in the published order; they differ by one level at most.
         storage: none = lossless PNG; jpeg85 = JPEG of quality 85, as ImageNet-C and Tiny-ImageNet-C.
         textures: of frost: see `bench`.
-        layout: folders = corruption/severity/class/image (ImageNet-C); arrays = corruption.npy and labels.npy
-            (CIFAR-10-C); auto = arrays for images that come from arrays of 32 pixels, folders otherwise.
+        layout: folders = corruption/severity/class/image (ImageNet-C), without the class where images have no folder;
+            arrays = corruption.npy and labels.npy (CIFAR-10-C); auto = arrays for images that come from arrays.
         block: images in memory at once.
         replace: start anew where `out` was made with another config.
     """

@@ -22,8 +22,9 @@ from PIL import Image as Pillow
 from holdfast import disk, draws
 from holdfast.configs import CorruptConfig
 from holdfast.corruptions import table
+from holdfast.corruptions.digital import STORED_QUALITY, to_jpeg
 from holdfast.data.batches import Pixels8, Source
-from holdfast.data.copies import RECORD, Copy, Layout, read_copy
+from holdfast.data.copies import NAMES, RECORD, Copy, Layout, read_copy
 from holdfast.data.sources import images, open_source
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, ConflictError, DataError, nearest
@@ -33,8 +34,6 @@ from holdfast.evaluation.plan import textures
 from holdfast.progress import Bar, Say
 from holdfast.records import Corruption, build, to_yaml
 from holdfast.signals import Stopping
-
-QUALITY = 85
 
 
 def write(config: CorruptConfig, say: Say) -> Path:
@@ -66,7 +65,11 @@ def write(config: CorruptConfig, say: Say) -> Path:
         environment=environment(device_of(config.device)),
         warnings=remarks,
     )
-    _open(out, copy, replace=config.replace)
+    if _finished(out, copy, replace=config.replace):
+        say(f"{out} is whole already")
+        return out
+    disk.write(out / NAMES, "".join(f"{name}\n" for name in source.ids))
+    disk.write(out / RECORD, to_yaml(copy))
     disk.sweep(out)
     for text in remarks:
         say(text)
@@ -79,6 +82,7 @@ def write(config: CorruptConfig, say: Say) -> Path:
             stopping.check(done)
 
         fill(out, source, conditions, config, tell)
+    disk.write(out / RECORD, to_yaml(msgspec.structs.replace(copy, finished=True)))
     return out
 
 
@@ -92,6 +96,7 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
         seed=config.seed,
         size=config.size,
         resize=config.resize,
+        interpolation=config.interpolation or "bilinear",
     )
     source = open_source(data)
     if not len(source):
@@ -144,12 +149,13 @@ def _is_arrays(source: Source) -> bool:
     return all(PurePosixPath(name).name.isdigit() for name in source.ids[:10])
 
 
-def _open(out: Path, copy: Copy, *, replace: bool) -> None:
-    """Begin a folder, or make sure that it was begun with the same corruptions of the same images."""
+def _finished(out: Path, copy: Copy, *, replace: bool) -> bool:
+    """Whether a folder holds this copy, all of it; makes sure that it was begun with the same, and cleared where it is
+    to be replaced."""
     old = read_copy(out)
     if old is not None:
         if (old.data, old.corruptions, old.layout) == (copy.data, copy.corruptions, copy.layout):
-            return
+            return old.finished
         if not replace:
             raise ConflictError(
                 f"{out} was made with {_differing(old, copy)}.", next="Choose another --out, or --replace."
@@ -157,10 +163,12 @@ def _open(out: Path, copy: Copy, *, replace: bool) -> None:
         for name in {stage.name for stage in old.corruptions}:
             shutil.rmtree(out / name, ignore_errors=True)
             (out / f"{name}.npy").unlink(missing_ok=True)
+        for name in (NAMES, "labels.npy"):
+            (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / ".parts", ignore_errors=True)
     elif out.exists() and any(out.iterdir()):
         raise ConflictError(f"{out} holds something else.", next="Choose an --out that is empty or new.")
-    disk.write(out / RECORD, to_yaml(copy))
+    return False
 
 
 def _differing(old: Copy, new: Copy) -> str:
@@ -218,11 +226,10 @@ def _relative(source: Source) -> list[str]:
 
 
 def _encoded(pixels: Pixels8, storage: str) -> bytes:
-    file = io.BytesIO()
     if storage == "jpeg85":
-        Pillow.fromarray(pixels).save(file, "JPEG", quality=QUALITY, optimize=True)
-    else:
-        Pillow.fromarray(pixels).save(file, "PNG", compress_level=1)
+        return to_jpeg(pixels, quality=STORED_QUALITY, optimize=True)
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -231,7 +238,6 @@ def _encoded(pixels: Pixels8, storage: str) -> bytes:
 
 def _arrays(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> None:
     """corruption.npy, severity by severity: a severity is the piece that is redone after an interruption."""
-    disk.write(out / "ids.txt", "".join(f"{name}\n" for name in source.ids))
     if source.labels is not None:
         disk.write(out / "labels.npy", lambda file: np.save(file, np.array(list(source.labels or ()) * 5)))
     for name in dict.fromkeys(stage.name for stage in conditions):

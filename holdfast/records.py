@@ -49,6 +49,7 @@ class Data(Record, frozen=True, kw_only=True):
         size: side of the centre crop in pixels, and so of the batch; 0 = as stored (scenes: 32).
         interpolation: of the resize.
         digest_of_images: SHA-256 over ids and labels in order, filled in when the source is opened.
+        classes_there: how many classes have an image before the limit, filled in as well; 0 = no labels, or not known.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Data(Record, frozen=True, kw_only=True):
     size: int = 0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     digest_of_images: str = ""
+    classes_there: int = 0
 
 
 class Model(Record, frozen=True, kw_only=True):
@@ -99,9 +101,9 @@ class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field=
     Attributes:
         name: as in `corruptions.names()`, or a folder of an official set.
         severity: 1 to 5; 0 = the identity.
-        variant: which severity table; never inferred from the size of the image.
+        variant: which severity table; where it was chosen after the size of the images, that was said.
         seed: of its random field, keyed by image.
-        mode: reference (float64, draws in the published order), or fast (within one level of it).
+        mode: reference (float64, operations in the published order), or fast (within one level of it).
         storage: jpeg85 = once through the JPEG file (quality 85) that the official sets are stored in.
         textures: of frost: drawn, or published (the files of ImageNet-C). No other corruption has any.
         root: folder of an official set that the corrupted images are read from; empty = made here. Where it is given,
@@ -240,7 +242,7 @@ class Cost(Record, frozen=True, kw_only=True):
 
 
 class Environment(Record, frozen=True, kw_only=True):
-    """Where a number was made."""
+    """Where a number was made; `libraries` are those that decide pixels (numpy, pillow with its libjpeg, opencv)."""
 
     holdfast: str
     commit: str
@@ -249,6 +251,7 @@ class Environment(Record, frozen=True, kw_only=True):
     device: str
     threads: int
     platform: str
+    libraries: str = ""
 
 
 class Result(Record, frozen=True, kw_only=True):

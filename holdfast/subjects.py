@@ -12,10 +12,10 @@ from torch import nn
 from holdfast.configs import BenchConfig
 from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
-from holdfast.data.copies import read_copy
 from holdfast.data.sources import images_for, open_source, parse, splits
-from holdfast.errors import ConfigError, DataError, nearest
-from holdfast.evaluation.plan import Job, Subject
+from holdfast.data.stages import Sides, check_cut, check_images, folder
+from holdfast.errors import ConfigError, DataError
+from holdfast.evaluation.plan import ENCODERS_PER_JOB, Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
 from holdfast.models.heads import read_head
@@ -27,7 +27,7 @@ from holdfast.tasks.saliency import Saliency
 from holdfast.tasks.task import Task
 from holdfast.training.probe import fit_linear
 
-KEPT_ENCODERS = 4
+KEPT_ENCODERS = ENCODERS_PER_JOB
 KEPT_PARTNERS = 2
 
 
@@ -53,6 +53,8 @@ class Stock:
         self._partners: dict[str, Source] = {}
         self._heads: dict[str, nn.Module] = {}
         self._maps: dict[tuple[str, str, int], Saliency] = {}
+        self._digests: dict[str, Data] = {}
+        self._folder = folder(config.corrupted, config.corruptions, config.severities) if config.corrupted else None
         self.subjects = [self._subject(model) for model in self._named(handed)]
 
     # -- what the evaluation asks for ----------------------------------------------------------------------------------
@@ -76,15 +78,20 @@ class Stock:
         digest = data.digest()
         if digest not in self._sources:
             self._sources[digest] = open_source(data)
+            # A corrupted set has a listing per condition: the latest few are enough.
+            stored = [d for d, source in self._sources.items() if source.data.source in corrupted.KINDS]
+            for old in stored[:-KEPT_PARTNERS]:
+                del self._sources[old]
         return self._sources[digest]
 
     def partner(self, data: Data, corruption: Corruption) -> Source:
         """The corrupted versions of images, from the folder that the stage names; the latest few are kept open."""
         key = f"{data.digest()} {corruption.digest()}"
         if key not in self._partners:
-            kind = parse(corruption.root)[0]
+            assert self._folder is not None, "a stage has a root where the config names a folder"
+            kind, name, severity = self._folder.kind, corruption.name, corruption.severity
             self._partners[key] = corrupted.partner(
-                self.source(data), kind, corruption.root, corruption.name, corruption.severity, size=self.config.size
+                self.source(data), kind, corruption.root, name, severity, size=self.config.size
             )
             while len(self._partners) > KEPT_PARTNERS:
                 self._partners.pop(next(iter(self._partners)))
@@ -175,9 +182,8 @@ class Stock:
 
     def _subject(self, model: Model) -> Subject:
         config, encoder = self.config, self.encoder(model)
-        kind = parse(config.data)[0]
-        if kind in corrupted.KINDS:
-            return self._corrupted_alone(model, kind)
+        if parse(config.data)[0] in corrupted.KINDS:
+            return self._corrupted_alone(model)
         shown = self._open(encoder.geometry, config.split, "test", config.limit)
         attacked = self._part(encoder.geometry, shown, config.attack_limit or 0)
         encoder.dims(config.level)
@@ -195,15 +201,19 @@ class Stock:
                 next="Name one with --fit-split, or measure without labels: --tasks embedding.",
             )
         looked_at = self._part(encoder.geometry, shown, config.saliency) if config.saliency else None
-        folder = tuple((shown, stage) for stage in self._in_folder(config.corrupted)) if config.corrupted else ()
-        return Subject(model, shown, attacked, fit, own, given, looked_at, folder)
+        conditions: tuple[tuple[Data, Corruption], ...] = ()
+        if self._folder is not None:
+            check_cut(self._folder, Sides(shown.resize, shown.size, shown.interpolation))
+            check_images(self._folder, self.source(shown))
+            conditions = tuple((shown, stage) for stage in self._folder.stages)
+        return Subject(model, shown, attacked, fit, own, given, looked_at, conditions)
 
-    def _corrupted_alone(self, model: Model, kind: str) -> Subject:
+    def _corrupted_alone(self, model: Model) -> Subject:
         """A subject of an official set without its clean images: accuracy through the checkpoint's own head."""
         config, encoder = self.config, self.encoder(model)
-        root = parse(config.data)[1]
+        assert self._folder is not None, "benching names the set itself where it is alone"
         conditions = []
-        for stage in self._in_folder(f"{kind}:{root}"):
+        for stage in self._folder.stages:
             split = f"{stage.name}/{stage.severity}"
             if config.split in ("", split):
                 conditions.append((self._open(encoder.geometry, split, split, config.limit), stage))
@@ -218,62 +228,22 @@ class Stock:
             )
         return Subject(model, first, first, None, given is None, given, None, tuple(conditions), clean=False)
 
-    def _in_folder(self, text: str) -> list[Corruption]:
-        """The conditions of an official set that were asked for, or all that are there."""
-        config, (kind, root) = self.config, parse(text)
-        if kind not in corrupted.KINDS:
-            raise DataError(
-                f"{text} is read as {kind}.",
-                asked="A set of corrupted images was asked for.",
-                next=f"It holds corruption/severity/class/image or corruption.npy: {', '.join(corrupted.KINDS)}.",
-            )
-        there = corrupted.conditions(kind, root)
-        names = tuple(dict.fromkeys(name for name, _ in there))
-        asked = config.corruptions if config.corruptions and config.corruptions != ("all",) else names
-        for name in asked:
-            if name not in names:
-                raise DataError(f'{text} has no corruption "{name}".', next=nearest(name, names))
-        copy = read_copy(root)
-        stages = [msgspec.structs.replace(stage, root=root) for stage in copy.corruptions] if copy else []
-        own = {(stage.name, stage.severity): stage for stage in stages}
-        if not own and corrupted.VARIANTS[kind] == "imagenet224":
-            self._check_crop(text)
-        return [
-            own.get((name, severity))
-            or Corruption(
-                name=name,
-                severity=severity,
-                variant=corrupted.VARIANTS[kind],
-                mode="reference",
-                storage="none" if kind in ("cifar10_c", "cifar100_c") else "jpeg85",
-                textures="published",
-                root=root,
-            )
-            for name, severity in there
-            if name in asked and severity in (config.severities or (1, 2, 3, 4, 5))
-        ]
-
-    def _check_crop(self, text: str) -> None:
-        """The clean images must show what ImageNet-C shows: the centre 224 of 256, at whatever size was asked for."""
-        config = self.config
-        if config.corrupted != config.data and config.size and abs(config.resize * 224 / 256 - config.size) > 1:
-            raise DataError(
-                f"--resize {config.resize} --size {config.size} cuts another part of the picture than {text} shows.",
-                asked="Clean images are compared with their corrupted versions.",
-                next=f"That is the centre 224 of 256: --resize {round(config.size * 256 / 224)} --size {config.size}.",
-            )
-
     def _part(self, geometry: Geometry, shown: Data, limit: int) -> Data:
         """The first so many images of the subset that is shown; the same record where that is all of them."""
         part = self._open(geometry, self.config.split, "test", limit)
         return shown if len(self.source(part)) >= len(self.source(shown)) else part
 
     def _open(self, geometry: Geometry, split: str, default: str, limit: int) -> Data:
-        """A record of images in the geometry that the encoder expects, with its digest."""
-        data = images_for(self.config, geometry, split=split, default=default, limit=limit)
-        source = open_source(data)
-        self._sources[source.data.digest()] = source
-        return source.data
+        """A record of images with its digest, in the geometry of the folder that they belong to, else the encoder's."""
+        sides = self._folder.sides if self._folder is not None else None
+        data = images_for(self.config, sides or geometry, split=split, default=default, limit=limit)
+        asked = data.digest()
+        if asked not in self._digests:
+            source = open_source(data)
+            self._digests[asked] = source.data
+            if data.source not in corrupted.KINDS:
+                self._sources[source.data.digest()] = source
+        return self._digests[asked]
 
     def _fit(self, geometry: Geometry, shown: Data) -> Data | None:
         """The images to fit on; None where the data has no split but the one that is measured."""
@@ -346,7 +316,7 @@ class Stock:
     def _path(self, fit: Data, model: Model, level: str) -> Path:
         read = Judge(task="embedding", head="bank", level=level, fit=fit)
         # Weights alone do not say how they are read: the whole record does, but for the name on the page.
-        record = msgspec.structs.replace(model, name="")
+        record = msgspec.structs.replace(model, name="", head="", head_level="")
         return self.heads / f"{record.digest()[:16]}-{read.digest()[:16]}.safetensors"
 
 

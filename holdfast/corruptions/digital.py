@@ -10,6 +10,7 @@ import io
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,9 @@ PIXELATE: dict[str, tuple[tuple[float, ...], ...]] = {
     "tiny64": ((0.9,), (0.8,), (0.7,), (0.6,), (0.5,)),
     "inception299": ((0.5,), (0.4,), (0.3,), (0.25,), (0.2,)),
 }
+
+# Of the files of ImageNet-C and Tiny-ImageNet-C.
+STORED_QUALITY = 85
 
 # (quality,)
 JPEG_COMPRESSION: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -79,10 +83,21 @@ def through_jpeg(images: Tensor, *, quality: int) -> Tensor:
     """
     result = torch.empty(images.shape, dtype=torch.uint8)
     for row, image in zip(result.numpy(), images.cpu().numpy(), strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-        row[:] = np.asarray(Image.open(file, formats=("JPEG",)))
+        row[:] = np.asarray(Image.open(io.BytesIO(to_jpeg(image, quality=quality)), formats=("JPEG",)))
     return result.to(images.device)
+
+
+def to_jpeg(image: npt.NDArray[np.uint8], *, quality: int, optimize: bool = False) -> bytes:
+    """The JPEG file (4:2:0) of one image.
+
+    Args:
+        image: uint8 [h, w, 3].
+        quality: of Pillow, 1 to 95.
+        optimize: a smaller file of the same pixels.
+    """
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=optimize)
+    return file.getvalue()
 
 
 @lru_cache(maxsize=64)

@@ -116,7 +116,9 @@ def water(normals: npt.NDArray[np.float32], parameters: tuple[float, ...]) -> np
     cv2 = _opencv()
     threshold, strength = parameters[3], parameters[4]
     amount = _run_together(normals, parameters)
-    liquid = (np.where(amount < threshold, 0, amount) * 255).astype(np.uint8)
+    # More than 1 wraps around, as it does in the published code on the usual processors; the cast to bytes alone would
+    # leave that to the processor.
+    liquid = (np.where(amount < threshold, 0, amount) * 255).astype(np.int64).astype(np.uint8)
     outlines = 255 - cv2.Canny(liquid, 50, 150)
     distance = np.minimum(cv2.distanceTransform(outlines, cv2.DIST_L2, 5), 20)
     relief = cv2.filter2D(cv2.equalizeHist(cv2.blur(distance, (3, 3)).astype(np.uint8)), cv2.CV_8U, _EMBOSS)

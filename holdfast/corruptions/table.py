@@ -270,7 +270,7 @@ def notes(corruption: Corruption, height: int, width: int) -> tuple[str, ...]:
 
 
 def _stored(images: Tensor, corruption: Corruption) -> Tensor:
-    return digital.through_jpeg(images, quality=85) if corruption.storage == "jpeg85" else images
+    return digital.through_jpeg(images, quality=digital.STORED_QUALITY) if corruption.storage == "jpeg85" else images
 
 
 def _drawn(found: Entry, corruption: Corruption, keys: Tensor, shape: Iterable[int]) -> Tensor:

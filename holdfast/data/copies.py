@@ -1,4 +1,5 @@
-"""What `holdfast corrupt` writes beside its images: how every one of them was made."""
+"""What `holdfast corrupt` writes beside its images: how every one of them was made (`corrupt.yaml`), and their names in
+the order of the clean images (`ids.txt`)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import msgspec
 
 from holdfast.records import Corruption, Data, Environment, Record, build
 
-RECORD = "corrupt.yaml"
+RECORD, NAMES = "corrupt.yaml", "ids.txt"
 Layout = Literal["folders", "arrays"]
 
 
@@ -22,6 +23,7 @@ class Copy(Record, frozen=True, kw_only=True):
         layout: folders (corruption/severity/class/image) or arrays (corruption.npy).
         environment: where it began.
         warnings: in words.
+        finished: whether every image of every condition is there.
     """
 
     data: Data
@@ -29,6 +31,7 @@ class Copy(Record, frozen=True, kw_only=True):
     layout: Layout
     environment: Environment
     warnings: tuple[str, ...] = ()
+    finished: bool = False
 
 
 def read_copy(root: str | Path) -> Copy | None:

@@ -70,7 +70,8 @@ class Stored(Source):
                 asked=f"The record names the images {data.digest_of_images[:12]} of {data.source}, split {data.split}.",
                 next="Restore the folder, or start anew in another --out.",
             )
-        self.data = msgspec.structs.replace(data, digest_of_images=digest)
+        there = len(set(listing.labels)) if listing.labels is not None else 0
+        self.data = msgspec.structs.replace(data, digest_of_images=digest, classes_there=there)
 
     def read(self, i: int) -> Image:
         """Image number i, resized and cropped as `data` says."""

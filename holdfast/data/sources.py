@@ -189,8 +189,9 @@ def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limi
         classes=config.classes,
         seed=config.seed,
         size=config.size or size,
-        resize=0 if drawn else config.resize or (0 if config.size else resize),
-        interpolation=sides.interpolation,
+        # One that was stored is enlarged or shrunk as a whole where a size was asked for, never cropped.
+        resize=0 if drawn else config.resize or (config.size if stored else 0 if config.size else resize),
+        interpolation=config.interpolation or sides.interpolation,
     )
 
 

@@ -78,6 +78,9 @@ def not_alexnet(cells: Sequence[Cell]) -> str:
     if sources or subset:
         what = ", ".join(sources) if sources else f"a subset of {subset} classes"
         return f"AlexNet's errors belong to the 1000 classes of ImageNet; these images are {what}"
+    there = min(cell.data.classes_there for cell in cells)
+    if there not in (0, 1000):
+        return f"AlexNet's errors belong to the 1000 classes of ImageNet; these images are of {there}"
     variants = {stage.variant for cell in cells for stage in [cell.corruption] if stage}
     if variants - {"imagenet224"}:
         return f"AlexNet's errors belong to the severities of imagenet224; these are {', '.join(sorted(variants))}"
@@ -109,6 +112,11 @@ def deviations(cells: Sequence[Cell]) -> list[str]:
     ):
         other = {s.name for _, s in made if s.storage == storage != _STORAGE.get(s.variant, "jpeg85")}
         said += [f"{_listed(other, names)} {words}"] if other else []
+    cuts = {(c.data.resize, c.data.interpolation) for c, s in made if s.variant == "imagenet224" and c.data.resize}
+    said += [
+        f"images resized to {resize} px ({weights}), where those of ImageNet-C were to 256 (bilinear)"
+        for resize, weights in sorted(cuts - {(256, "bilinear")})
+    ]
     sizes = sorted({c.data.size for c, s in made if c.data.size not in (0, _SIDES[s.variant])})
     said += [f"images of {sizes[0]} pixels, for which the severities were not made"] if sizes else []
     return said

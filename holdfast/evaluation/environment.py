@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
+from PIL import features
 
 import holdfast
 from holdfast.records import Environment
@@ -24,7 +29,18 @@ def environment(device: torch.device) -> Environment:
         device=f"{device.type}: {name}",
         threads=torch.get_num_threads(),
         platform=platform.platform(),
+        libraries=_libraries(),
     )
+
+
+@functools.cache
+def _libraries() -> str:
+    """Those that decide what a corrupted pixel is."""
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    found = [f"numpy {np.__version__}", f"pillow {PIL.__version__} (libjpeg {jpeg})"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found.append(f"opencv {importlib.metadata.version('opencv-python-headless')}")
+    return ", ".join(found)
 
 
 @functools.cache

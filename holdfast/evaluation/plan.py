@@ -165,8 +165,7 @@ def settled(config: BenchConfig) -> BenchConfig:
     """The config with everything that was left to the suite written out.
 
     Raises:
-        ConfigError: an unknown suite or corruption; a norm without radii; an attack that cannot be; published textures
-            that are not there.
+        ConfigError: an unknown suite or corruption; a norm without radii; an attack that cannot be.
     """
     chosen = suite(config.suite)
     # The names in a folder are its own; they are looked at where it is opened.
@@ -179,7 +178,8 @@ def settled(config: BenchConfig) -> BenchConfig:
         )
     if config.eps is not None and not config.eps:
         raise ConfigError("--eps was given without a radius.", next="Write --eps 2/255 4/255, or leave it out.")
-    severities = chosen.severities if config.severities is None else config.severities
+    # A folder has the severities that it has.
+    severities = (() if config.corrupted else chosen.severities) if config.severities is None else config.severities
     if not all(1 <= severity <= 5 for severity in severities):
         raise ConfigError(f"severities {severities}.", next="Severities are 1 to 5.")
     return msgspec.structs.replace(
@@ -214,7 +214,7 @@ def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
     grid = []
     for subject in subjects:
         judges = [_judge(config, subject, task) for task in config.tasks]
-        corrupted = subject.folder or tuple((subject.images, stage) for stage in made(config))
+        corrupted = subject.folder if config.corrupted else tuple((subject.images, stage) for stage in made(config))
         conditions: list[tuple[Data, tuple[Stage, ...]]] = [(subject.images, ())] if subject.clean else []
         for data, stages in [*conditions, *((images, (stage,)) for images, stage in corrupted)]:
             grid += [Cell(data=data, stages=stages, encoder=subject.model, judge=judge) for judge in judges]
@@ -233,17 +233,21 @@ def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
 
 def made(config: BenchConfig) -> list[Corruption]:
     """The corruptions that are made here, one record per name and severity."""
+    if not config.corruptions:
+        return []
+    if not config.variant:
+        raise ConfigError("Corruptions need a severity table.", next="Add --variant imagenet224, or --corruptions none.")
     return [
         Corruption(
             name=name,
             severity=severity,
-            variant=config.variant or "imagenet224",
+            variant=config.variant,
             seed=config.seed,
             mode=config.corruption_mode,
             storage=config.storage,
             textures="published" if name == "frost" and config.textures == "published" else "drawn",
         )
-        for name in config.corruptions or ()
+        for name in config.corruptions
         for severity in config.severities or ()
     ]
 
