@@ -107,6 +107,12 @@ def _rows(clean: Source, kind: str, root: Path, name: str, severity: int) -> _Im
     path = root / f"{name}.npy"
     names = root / "ids.txt"
     place = {line: row for row, line in enumerate(names.read_text().splitlines())} if names.is_file() else None
+    if place is None and clean.labels is None:
+        raise DataError(
+            f"{root} has no ids.txt, and the images have no labels to check their order by.",
+            asked=f"The corrupted version of every image of {clean.data.root or clean.data.source} was asked for.",
+            next=f"Name the image of each row in {names}, one per line; or use folders, which have names.",
+        )
     numbers = [place.get(one, -1) if place is not None else _number(one) for one in clean.ids]
     missing = [one for one, row in zip(clean.ids, numbers) if not 0 <= row < len(pixels)]
     if missing:

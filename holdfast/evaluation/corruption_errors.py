@@ -194,7 +194,10 @@ def mean_corruption_error(  # parameters: each reason for an absence comes from 
     held = {(name, s): e for name, by in errors.items() for s, e in by.items() if s in SEVERITIES and len(e)}
     lengths = {len(e) for e in held.values()} | ({len(clean)} if clean is not None else set())
     if len(lengths) > 1:
-        raise DataError(f"Errors of {min(lengths)} and {max(lengths)} images cannot be averaged as the same images.")
+        raise DataError(
+            f"Errors of {min(lengths)} and {max(lengths)} images cannot be averaged as the same images.",
+            next="Match them by id first: statistics.aligned.",
+        )
     whys = {a.name: _why(a, held, clean, (reason, no_clean, absent or {})) for a in aggregates()}
     metrics = {name: Metric(name=name, reason=why, higher_is_better=False) for name, why in whys.items() if why}
     if not held:

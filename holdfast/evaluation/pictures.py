@@ -9,7 +9,7 @@ import torch
 
 from holdfast.attacks.executor import SMALLEST
 from holdfast.data.batches import batches
-from holdfast.evaluation.blocks import Bench, Outcomes, given, make, padded
+from holdfast.evaluation.blocks import Bench, Outcomes, given, joined, make, padded, spans
 from holdfast.evaluation.plan import Job
 from holdfast.records import Cell
 from holdfast.tasks.saliency import Saliency
@@ -132,24 +132,29 @@ def looks(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) -> Ou
     task, encoder, source = bench.task(cell), bench.encoder(cell.encoder), bench.source(job.data)
     assert isinstance(task, Saliency), "plan gives galleries of maps to saliency cells"
     wanted = [source.classes.index(name) for name in bench.shown if name in source.classes]
-    places = looked_at(whole, wanted)[:chunk]
+    places = looked_at(whole, wanted)
     at = [place for place, _ in places]
-    (batch,) = batches(source, size=len(at), indices=at)
-    pixels, rows = padded(batch, max(SMALLEST, len(at)), bench.device)
-    made = make(job, pixels, rows, bench, given=given(job, at, len(pixels), bench))
-    with still(encoder, task):
-        truth = task.truth(made.clean, rows, seer(encoder, task))
-        maps = {"clean_map": task.maps(made.clean, truth), "map": task.maps(made.after, truth)}
-    k, none = len(at), np.full(len(at), -1)
+    parts: list[Outcomes] = []
+    for batch, span in zip(batches(source, size=chunk, indices=at), spans(len(at), chunk)):
+        pixels, rows = padded(batch, max(SMALLEST, len(span)), bench.device)
+        made = make(job, pixels, rows, bench, given=given(job, at[span.start : span.stop], len(pixels), bench))
+        with still(encoder, task):
+            truth = task.truth(made.clean, rows, seer(encoder, task))
+            maps = {"clean_map": task.maps(made.clean, truth), "map": task.maps(made.after, truth)}
+        k = len(span)
+        shown = {"clean": made.clean, "changed": made.after}
+        parts.append(
+            {name: _hwc((image[:k] * 255).round().to(torch.uint8)) for name, image in shown.items()}
+            | {name: found[:k].half().cpu().numpy() for name, found in maps.items()}
+        )
+    none = np.full(len(at), -1)
     named = {name: whole[name][at] if name in whole else none for name in ("label", "clean_prediction", "prediction")}
     return {
-        "id": np.array(batch.ids),
+        "id": whole["id"][at],
         "rule": np.array([rule for _, rule in places]),
-        "clean": _hwc((made.clean[:k] * 255).round().to(torch.uint8)),
-        "changed": _hwc((made.after[:k] * 255).round().to(torch.uint8)),
-        **{name: found[:k].half().cpu().numpy() for name, found in maps.items()},
+        **joined(parts),
         "cam_drift": whole["cam_drift"][at],
-        "ssim": whole["ssim"][at] if "ssim" in whole else np.full(k, -1.0),
+        "ssim": whole["ssim"][at] if "ssim" in whole else np.full(len(at), -1.0),
         **named,
         "classes": np.array(source.classes, dtype=np.str_),
     }

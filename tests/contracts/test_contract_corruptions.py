@@ -46,6 +46,7 @@ PARITY = {
 }
 SIDES = {"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299}
 
+every_mode = pytest.mark.parametrize("mode", table.MODES)
 every_name = pytest.mark.parametrize("name", table.names())
 everything = pytest.mark.parametrize(
     "corruption",
@@ -149,8 +150,9 @@ def test_severity_zero_is_the_identity(name, variant):
 
 
 @every_name
-def test_an_image_depends_on_its_key_not_on_its_batch_or_place(name):
-    corruption = Corruption(name=name, severity=3, variant="cifar32")
+@every_mode
+def test_an_image_depends_on_its_key_not_on_its_batch_or_place(name, mode):
+    corruption = Corruption(name=name, severity=3, variant="cifar32", mode=mode)
     images, keys = small(90), ids(90)  # more than one tile on a CPU
     whole = table.corrupt(images, corruption, keys)
     single = torch.cat([table.corrupt(images[i : i + 1], corruption, keys[i : i + 1]) for i in range(90)])
@@ -162,8 +164,9 @@ def test_an_image_depends_on_its_key_not_on_its_batch_or_place(name):
 
 
 @every_name
-def test_memory_layout_and_threads_change_nothing(name):
-    corruption = Corruption(name=name, severity=3, variant="imagenet224")
+@every_mode
+def test_memory_layout_and_threads_change_nothing(name, mode):
+    corruption = Corruption(name=name, severity=3, variant="imagenet224", mode=mode)
     images, keys = small(3, 224, 224), ids(3)
     expected = table.corrupt(images, corruption, keys)
     planar = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
@@ -199,6 +202,12 @@ def test_seed_key_and_severity_change_the_field_and_nothing_else_does(name):
     assert torch.equal(found, other) != random
     same = table.corrupt(twice, corruption, ids(1).expand(2))
     assert torch.equal(same[0], same[1])
+    if random:
+        field = table.fields(corruption, ids(2), 32, 32)
+        for change in ({"mode": "reference"}, {"storage": "jpeg85"}):
+            assert torch.equal(table.fields(msgspec.structs.replace(corruption, **change), ids(2), 32, 32), field)
+        harder = table.fields(msgspec.structs.replace(corruption, severity=3), ids(2), 32, 32)
+        assert harder.shape != field.shape or not torch.equal(harder, field)
 
 
 @every_name

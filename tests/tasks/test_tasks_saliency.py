@@ -215,7 +215,7 @@ def test_an_image_does_not_see_its_batch(name: str) -> None:
     torch.testing.assert_close(task.maps(x, LABELS), alone, rtol=0, atol=1e-9)
 
 
-def test_identical_pixelsdo_not_drift_and_others_do(task: Saliency) -> None:
+def test_identical_pixels_do_not_drift_and_others_do(task: Saliency) -> None:
     x, y = (images(64, 64, seed=seed) for seed in (0, 1))
     rows = truth(task, x)
     same = observe(task, task.encoder, x.clone(), rows)
@@ -348,7 +348,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_pixelstoo_small_for_a_measure(name: str) -> None:
+def test_pixels_too_small_for_a_measure(name: str) -> None:
     """SSIM below its window; ResNet-18 at 32 px, where every map would be 1 or 0, and every drift too."""
     made, size, message = SMALL[name]
     task, x = made(size), images(size, size)

@@ -1,0 +1,125 @@
+"""Clean images beside a folder of corrupted ones: the same pictures, cut alike, all of them, or an error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import holdfast
+from holdfast.data.copies import RECORD
+from holdfast.errors import ConfigError, DataError
+from holdfast.evaluation.store import Run
+from holdfast.models.encoder import Encoder, Geometry
+
+sys.path.append(str(Path(__file__).parents[1] / "corruptions"))
+
+from corruption_references import photos
+
+
+def tree(root: Path) -> Path:
+    """split/class/image.png of 80 x 90 px, the same names in both splits."""
+    pictures = iter(photos(16, 80, 90))
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(next(pictures)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tree(tmp_path_factory.mktemp("images") / "set")
+
+
+@pytest.fixture(scope="module")
+def copy(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("copy") / "c"
+    fields = {"resize": 36, "size": 32, "corruptions": ["brightness", "fog"], "severities": [1, 2]}
+    return holdfast.corrupt(str(images), str(out), **fields)
+
+
+def encoder() -> Encoder:
+    """One whose own geometry is neither that of a copy nor that of ImageNet-C."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 5, 2))
+    return Encoder(trunk.eval(), geometry=Geometry(32, 33, "bicubic"))
+
+
+def bench(images: Path, out: Path, **fields: object) -> Run:
+    given = {"tasks": ["embedding"], "suite": "corruptions", "chunk": 8, "saliency": 8, **fields}
+    return holdfast.bench([encoder()], data=str(images), out=str(out), **given)
+
+
+def ssim(run: Run, name: str) -> float:
+    found = [r for r in run.results if r.cell.judge.task == "saliency" and r.cell.corruption]
+    return next(r for r in found if r.cell.corruption.name == name).metric("ssim").value
+
+
+def test_clean_images_are_cut_as_those_of_the_folder_were(images: Path, copy: Path, tmp_path: Path) -> None:
+    read = bench(images, tmp_path / "read", corrupted=str(copy))
+    data = {r.cell.data for r in read.results}
+    assert {(d.resize, d.size, d.interpolation) for d in data} == {(36, 32, "bilinear")}
+    fields = {"corruptions": ["brightness"], "severities": [1], "resize": 36, "size": 32}
+    made = bench(images, tmp_path / "made", interpolation="bilinear", **fields)
+    one, other = (
+        next(r for r in run.results if (c := r.cell.corruption) and (c.name, c.severity) == ("brightness", 1))
+        for run in (made, read)
+    )
+    assert np.array_equal(made.outcomes(one.id)["l2"], read.outcomes(other.id)["l2"])
+    assert ssim(read, "brightness") > 0.9
+    with pytest.raises(DataError, match=r"would be cut otherwise \(resize 33, size 32, bilinear\).*Leave --resize"):
+        bench(images, tmp_path / "other", corrupted=str(copy), resize=33, size=32)
+    with pytest.raises(DataError, match=r"bicubic\) than those of .*resize 36, size 32, bilinear"):
+        bench(images, tmp_path / "other", corrupted=str(copy), interpolation="bicubic")
+
+
+def test_a_copy_of_another_split_is_refused(images: Path, copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"split test: it has no train/cat/0\.png and 7 others.*--split test"):
+        bench(images, tmp_path / "r", corrupted=str(copy), split="train", fit_split="test")
+
+
+def test_an_unfinished_copy_is_refused(images: Path, copy: Path, tmp_path: Path) -> None:
+    record = copy / RECORD
+    whole = record.read_text()
+    record.write_text(whole.replace("finished: true", "finished: false"))
+    try:
+        with pytest.raises(DataError, match="is not finished.*same holdfast corrupt command"):
+            bench(images, tmp_path / "r", corrupted=str(copy))
+    finally:
+        record.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"severities": [2, 4]}, "no severity 4 of fog.*It has 1, 2"),
+        ({"corruptions": ["fogg"]}, 'no corruption "fogg". Perhaps you meant "fog"'),
+    ],
+)
+def test_what_a_folder_lacks_is_named_and_never_made_here(
+    images: Path, copy: Path, tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        bench(images, tmp_path / "r", corrupted=str(copy), **fields)
+
+
+def test_a_folder_without_conditions_gives_the_clean_cells_alone(images: Path, copy: Path, tmp_path: Path) -> None:
+    found = bench(images, tmp_path / "r", corrupted=str(copy), corruptions=["none"])
+    assert all(not r.cell.stages for r in found.results)
+
+
+def test_a_kind_that_was_named_is_kept(images: Path, copy: Path, tmp_path: Path) -> None:
+    found = bench(images, tmp_path / "r", corrupted=f"imagenet_c:{copy}", corruptions=["fog"], severities=[1])
+    assert not found.failed and ssim(found, "fog") < 1
+
+
+def test_a_corrupted_set_is_no_clean_set_for_another(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a set of corrupted images itself"):
+        bench(copy, tmp_path / "r", corrupted=str(tmp_path))
