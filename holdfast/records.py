@@ -77,7 +77,7 @@ class Model(Record, frozen=True, kw_only=True):
         weights: branch of a training state to read (`teacher`, `student`, `state_dict`); empty = the recognised one.
         mean: per channel, of pixels in [0, 1]; None = what the checkpoint or timm says.
         std: per channel; None as above.
-        head: file of a linear head (a probe's folder, DINO's linear weights); empty = the checkpoint's own, if any.
+        head: file of a linear head, or a probe's folder; empty = the checkpoint's own, if any.
         head_level: features that this head reads; empty = what its file says, or pooled.
         name: how the page calls it; empty = from `spec`.
         digest_of_weights: SHA-256 over names, shapes and bytes of parameters and buffers, filled in when loaded.
@@ -101,13 +101,12 @@ class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field=
     Attributes:
         name: as in `corruptions.names()`, or a folder of an official set.
         severity: 1 to 5; 0 = the identity.
-        variant: which severity table; where it was chosen after the size of the images, that was said.
+        variant: which severity table.
         seed: of its random field, keyed by image.
         mode: reference (float64, operations in the published order), or fast (within one level of it).
         storage: jpeg85 = once through the JPEG file (quality 85) that the official sets are stored in.
         textures: of frost: drawn, or published (the files of ImageNet-C). No other corruption has any.
-        root: folder of an official set that the corrupted images are read from; empty = made here. Where it is given,
-            seed, mode, storage and textures are whatever the folder was made with.
+        root: folder that the images are read from; empty = made here. The other fields say how it was made.
     """
 
     name: str

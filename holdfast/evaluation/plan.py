@@ -236,7 +236,7 @@ def made(config: BenchConfig) -> list[Corruption]:
     if not config.corruptions:
         return []
     if not config.variant:
-        raise ConfigError("Corruptions need a severity table.", next="Add --variant imagenet224, or --corruptions none.")
+        raise ConfigError("Corruptions need a severity table.", next="Add --variant imagenet224.")
     return [
         Corruption(
             name=name,

@@ -256,7 +256,11 @@ def test_arrays_of_other_images_have_partners_too(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     np.save(tmp_path / "c" / "fog.npy", stored)
     unlabelled = open_source(images(f"stl10:{tmp_path / 'clean'}", split="unlabeled"))
+    with pytest.raises(DataError, match=r"no ids\.txt, and the images have no labels"):
+        partner(unlabelled, "cifar10_c", tmp_path / "c", "fog", 2)
+    (tmp_path / "c" / "ids.txt").write_text("".join(f"{name}\n" for name in unlabelled.ids))
     assert np.array_equal(partner(unlabelled, "cifar10_c", tmp_path / "c", "fog", 2).read(1).pixels, stored[4])
+    (tmp_path / "c" / "ids.txt").unlink()
     labelled = open_source(images(f"stl10:{tmp_path / 'clean'}", split="test"))
     with pytest.raises(DataError, match=r"No file .*labels\.npy"):
         partner(labelled, "cifar10_c", tmp_path / "c", "fog", 2)

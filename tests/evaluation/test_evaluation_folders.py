@@ -90,7 +90,7 @@ def test_an_unfinished_copy_is_refused(images: Path, copy: Path, tmp_path: Path)
     whole = record.read_text()
     record.write_text(whole.replace("finished: true", "finished: false"))
     try:
-        with pytest.raises(DataError, match="is not finished.*same holdfast corrupt command"):
+        with pytest.raises(DataError, match=r"is not finished.*same holdfast corrupt command"):
             bench(images, tmp_path / "r", corrupted=str(copy))
     finally:
         record.write_text(whole)
