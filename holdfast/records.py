@@ -155,8 +155,7 @@ class Judge(Record, frozen=True, kw_only=True):
 
     Attributes:
         task: embedding, classification, or saliency (where the encoder looks, and how far the pixels have changed).
-        head: own (the checkpoint's), given (a file of its own), linear (fitted on `fit`), bank (embedding: the clean
-            embeddings of `fit`), none.
+        head: own (the checkpoint's), given (a file), linear (fitted on `fit`), bank (clean embeddings of `fit`), none.
         target: of saliency: predicted, true, similarity; empty for other tasks.
         level: of the features that the head reads: pooled, patch, stage3, block11, cls4...
         fit: images that the head was fitted on; None for an own head.
