@@ -148,6 +148,11 @@ def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:
             f"{config.data} is a set of corrupted images itself, and {config.corrupted} was named beside it.",
             next="Name the clean images: --data CLEAN --corrupted FOLDER; or leave --corrupted out.",
         )
+    if "classification" not in config.tasks or config.saliency:
+        raise ConfigError(
+            f"{config.data} holds corrupted images alone, of which only accuracy can be measured.",
+            next="Drift and saliency need the clean images as well: --data CLEAN --corrupted FOLDER.",
+        )
     say(f"{config.data} holds corrupted images alone: accuracy is measured; drift, saliency and attacks need the clean")
     say("images as well: --data CLEAN --corrupted FOLDER")
     attacks = tuple(attack for attack in config.attacks if attack.through == "classification")

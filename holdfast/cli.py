@@ -118,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(Interrupted("Interrupted.", next=what_next), words)
     except HoldfastError as error:
         return _complain(error, words)
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        found = f"{error.filename}: {error.strerror}."
-        return _complain(UserError(found, next="Choose another --out, or mend the folder."), words)
+    except OSError as error:
+        found = f"{error.filename or 'Writing a file'}: {error.strerror or error}."
+        return _complain(UserError(found, next="Choose another --out, or mend the folder or its disk."), words)
     except Exception as error:
         found = f"{type(error).__name__}: {error}." if str(error) else f"{type(error).__name__}."
         return _complain(HoldfastError(found, next="This is not your mistake. --debug shows the traceback."), words)

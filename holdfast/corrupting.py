@@ -8,6 +8,7 @@ give on the fly.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Callable, Sequence
@@ -61,15 +62,15 @@ def write(config: CorruptConfig, say: Say) -> Path:
     copy = Copy(
         data=source.data,
         corruptions=tuple(conditions),
+        classes=source.classes,
         layout=layout,
         environment=environment(device_of(config.device)),
         warnings=remarks,
     )
-    if _finished(out, copy, replace=config.replace):
-        say(f"{out} is whole already")
-        return out
-    disk.write(out / NAMES, "".join(f"{name}\n" for name in source.ids))
-    disk.write(out / RECORD, to_yaml(copy))
+    finished = _finished(out, copy, replace=config.replace)
+    if not finished:
+        disk.write(out / NAMES, "".join(f"{name}\n" for name in source.ids))
+        disk.write(out / RECORD, to_yaml(copy))
     disk.sweep(out)
     for text in remarks:
         say(text)
@@ -81,8 +82,11 @@ def write(config: CorruptConfig, say: Say) -> Path:
             bar.advance(by)
             stopping.check(done)
 
-        fill(out, source, conditions, config, tell)
-    disk.write(out / RECORD, to_yaml(msgspec.structs.replace(copy, finished=True)))
+        whole = fill(out, source, conditions, config, tell)
+    if not whole:
+        say("some arrays are held by another process; the same command looks again")
+    elif not finished:
+        disk.write(out / RECORD, to_yaml(msgspec.structs.replace(copy, finished=True)))
     return out
 
 
@@ -101,6 +105,11 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
     source = open_source(data)
     if not len(source):
         raise DataError(f"{config.data} holds no image.", next="See holdfast ls layouts.")
+    if config.block < 1 or not config.severities:
+        raise ConfigError(
+            f"block {config.block}, severities {config.severities}.",
+            next="Take --block 1 or more, and severities 1 to 5.",
+        )
     high, wide = source.read(0).pixels.shape[:2]
     variant = config.variant or table.made_for(high, wide)
     if not variant:
@@ -166,7 +175,7 @@ def _finished(out: Path, copy: Copy, *, replace: bool) -> bool:
         for name in (NAMES, "labels.npy"):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / ".parts", ignore_errors=True)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ConflictError(f"{out} holds something else.", next="Choose an --out that is empty or new.")
     return False
 
@@ -192,8 +201,12 @@ Tell = Callable[[int, str], None]
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
-def _folders(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> None:
-    """corruption/severity/class/image: each image is decoded once, and one file per condition is written."""
+def _folders(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> bool:
+    """corruption/severity/class/image: each image is decoded once, and one file per condition is written.
+
+    Returns:
+        True: every file is there. Two processes that write the same file write the same bytes.
+    """
     names = _relative(source)
     suffix = {"none": ".png", "jpeg85": ".JPEG"}[config.storage]
     for span in spans(len(source), config.block):
@@ -209,6 +222,7 @@ def _folders(out: Path, source: Source, conditions: Sequence[Corruption], config
                 for i in missing:
                     disk.write(home / f"{names[i]}{suffix}", _encoded(changed[i - span.start], config.storage))
             tell(len(span), f"{span.stop:,} of {len(source):,} images begun, {stage.name} {stage.severity} written")
+    return True
 
 
 def _relative(source: Source) -> list[str]:
@@ -236,23 +250,37 @@ def _encoded(pixels: Pixels8, storage: str) -> bytes:
 # -- arrays ------------------------------------------------------------------------------------------------------------
 
 
-def _arrays(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> None:
-    """corruption.npy, severity by severity: a severity is the piece that is redone after an interruption."""
+def _arrays(out: Path, source: Source, conditions: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> bool:
+    """corruption.npy, severity by severity: a severity is the piece that is redone after an interruption.
+
+    Returns:
+        Whether every array is there; another process may hold one.
+    """
     if source.labels is not None:
         disk.write(out / "labels.npy", lambda file: np.save(file, np.array(list(source.labels or ()) * 5)))
-    for name in dict.fromkeys(stage.name for stage in conditions):
+    names = tuple(dict.fromkeys(stage.name for stage in conditions))
+    for name in names:
         stages = sorted((s for s in conditions if s.name == name), key=lambda s: s.severity)
-        parts = [out / ".parts" / f"{name}-{stage.severity}.npy" for stage in stages]
-        for stage, part in zip(stages, parts):
-            if (out / f"{name}.npy").exists() or part.exists():
-                tell(len(source), f"{name} {stage.severity} written")
+        with disk.lease(out / ".parts" / f"{name}.lease") as mine:
+            if mine and not (out / f"{name}.npy").exists():
+                _array(out, source, stages, config, tell)
             else:
-                disk.write(part, _severity(source, stage, config, tell))
-        if not (out / f"{name}.npy").exists():
-            disk.write(out / f"{name}.npy", _whole(parts))
-        for part in parts:
-            part.unlink(missing_ok=True)
-    shutil.rmtree(out / ".parts", ignore_errors=True)
+                tell(len(source) * len(stages), f"{name} passed over")
+    with contextlib.suppress(OSError):  # not empty: another process works there
+        (out / ".parts").rmdir()
+    return all((out / f"{name}.npy").exists() for name in names)
+
+
+def _array(out: Path, source: Source, stages: Sequence[Corruption], config: CorruptConfig, tell: Tell) -> None:
+    parts = [out / ".parts" / f"{stage.name}-{stage.severity}.npy" for stage in stages]
+    for stage, part in zip(stages, parts):
+        if part.exists():
+            tell(len(source), f"{stage.name} {stage.severity} written")
+        else:
+            disk.write(part, _severity(source, stage, config, tell))
+    disk.write(out / f"{stages[0].name}.npy", _whole(parts))
+    for part in parts:
+        part.unlink(missing_ok=True)
 
 
 def _severity(source: Source, stage: Corruption, config: CorruptConfig, tell: Tell) -> Callable[[BinaryIO], object]:

@@ -13,7 +13,7 @@ from holdfast.configs import BenchConfig
 from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
 from holdfast.data.sources import images_for, open_source, parse, splits
-from holdfast.data.stages import Sides, check_cut, check_images, folder
+from holdfast.data.stages import Sides, check_alike, check_cut, check_images, folder
 from holdfast.errors import ConfigError, DataError
 from holdfast.evaluation.plan import ENCODERS_PER_JOB, Job, Subject
 from holdfast.models.checkpoint import load, series
@@ -212,11 +212,15 @@ class Stock:
         """A subject of an official set without its clean images: accuracy through the checkpoint's own head."""
         config, encoder = self.config, self.encoder(model)
         assert self._folder is not None, "benching names the set itself where it is alone"
-        conditions = []
+        conditions: list[tuple[Data, Corruption]] = []
+        first_source: Source | None = None
         for stage in self._folder.stages:
             split = f"{stage.name}/{stage.severity}"
             if config.split in ("", split):
-                conditions.append((self._open(encoder.geometry, split, split, config.limit), stage))
+                data = self._open(encoder.geometry, split, split, config.limit)
+                first_source = first_source or self.source(data)
+                check_alike(first_source, self.source(data))
+                conditions.append((data, stage))
         if not conditions:
             raise DataError(f"{config.data} has no {config.split}.", next="Leave --split out, or write --split fog/3.")
         first = conditions[0][0]
@@ -256,6 +260,11 @@ class Stock:
         """The judge whose head lies in the file that the model names; None where it names none."""
         if not model.head:
             return None
+        if self.config.head != "auto":
+            raise ConfigError(
+                f"{model.head} was given as a head, and --head {self.config.head} asks for another.",
+                next="Leave one of the two out.",
+            )
         found, encoder, source = read_head(model.head), self.encoder(model), self.source(shown)
         require_labels(source)
         level = model.head_level or found.level or "pooled"

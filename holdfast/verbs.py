@@ -285,7 +285,9 @@ def _play_bench(config: BenchConfig, say: Say) -> list[str]:
 
 def _play_corrupt(config: CorruptConfig, say: Say) -> list[str]:
     out = _corrupt(config, say)
-    return [f"written  {out}", f"next     holdfast bench ENCODER --data {config.data} --corrupted {out} --out runs/b"]
+    split = f" --split {config.split}" if config.split else ""
+    asked = f"holdfast bench ENCODER --data {config.data}{split} --corrupted {out} --out runs/b"
+    return [f"written  {out}", f"next     {asked}"]
 
 
 def _play_report(config: ReportConfig, say: Say) -> list[str]:

@@ -43,7 +43,7 @@ _PUBLISHED = {
     "frost4.jpg": "d70b9d6aa0b1fe7bd8133b113787e078",
     "frost5.jpg": "50984ae2c871b7df2c28f1d71ca460a0",
 }
-_VARIABLE, _DISTRIBUTION = "HOLDFAST_FROST", "imagecorruptions"
+VARIABLE, _DISTRIBUTION = "HOLDFAST_FROST", "imagecorruptions"
 
 
 def draw_frost(
@@ -130,7 +130,7 @@ def find_published() -> Path | None:
     Returns:
         A folder that holds all five files, whatever is in them; None where there is none.
     """
-    if named := os.environ.get(_VARIABLE):
+    if named := os.environ.get(VARIABLE):
         places = [Path(named).expanduser()]
     else:
         try:
@@ -153,13 +153,13 @@ def load_published() -> Textures:
     folder = find_published()
     if folder is not None:
         return _read(folder)
-    named = os.environ.get(_VARIABLE)
-    where = f"in {named}, which {_VARIABLE} names" if named else f"in an installed {_DISTRIBUTION}"
+    named = os.environ.get(VARIABLE)
+    where = f"in {named}, which {VARIABLE} names" if named else f"in an installed {_DISTRIBUTION}"
     raise ConfigError(
         f"The five files {', '.join(_PUBLISHED)} are not {where}"
-        + ("." if named else f", and {_VARIABLE} is not set."),
+        + ("." if named else f", and {VARIABLE} is not set."),
         asked='Frost with textures="published".',
-        next=f'Set {_VARIABLE}=FOLDER to the folder that holds them, or write textures: "drawn".',
+        next=f'Set {VARIABLE}=FOLDER to the folder that holds them, or write textures: "drawn".',
     )
 
 

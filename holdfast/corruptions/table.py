@@ -313,9 +313,11 @@ def _check(images: Tensor, keys: Tensor, field: Tensor | None) -> None:
             next="For floats in [0, 1] of [b, 3, h, w]: (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).",
         )
     for word, rows in (("keys", keys), ("field", field)):
-        if rows is not None and (rows.ndim == 0 or rows.shape[0] != images.shape[0]):
+        if word == "field" and rows is None:
+            continue
+        if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.shape[0] != images.shape[0]:
             raise ConfigError(
-                f"{word} has the shape {list(rows.shape)}.",
+                f"{word} has the shape {list(rows.shape)}." if isinstance(rows, Tensor) else f"{word} is {rows!r:.40}.",
                 asked=f"corrupt takes one row of {word} for each of the {images.shape[0]} images.",
                 next="holdfast.draws.keys(ids) makes the keys; fields(corruption, keys, height, width) the field.",
             )

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from holdfast.data import decode, folders
 from holdfast.data.batches import Pixels8
 from holdfast.data.shifts import CIFAR10, contents, mapped, mapped_images
@@ -105,7 +107,9 @@ def kind_of(root: str | Path) -> str | None:
     root = Path(root)
     if any((root / f"{name}.npy").is_file() for name in PUBLISHED):
         labels = root / "labels.npy"
-        return "cifar100_c" if labels.is_file() and int(mapped(labels).max(initial=0)) >= len(CIFAR10) else "cifar10_c"
+        stored = mapped(labels) if labels.is_file() else np.zeros(0, np.int64)
+        whole = np.issubdtype(stored.dtype, np.integer)  # others are refused, by name, when they are read
+        return "cifar100_c" if whole and int(stored.max(initial=0)) >= len(CIFAR10) else "cifar10_c"
     found = {path.name: path for path in _candidates(root) if path.name in _KNOWN and _has_severity(path)}
     if found.keys() & set(PUBLISHED):
         first = next(iter(found.values()))

@@ -20,6 +20,7 @@ class Copy(Record, frozen=True, kw_only=True):
     Attributes:
         data: the images, with the digest of their list.
         corruptions: every condition.
+        classes: names of the labels, in their order; empty where there are none.
         layout: folders (corruption/severity/class/image) or arrays (corruption.npy).
         environment: where it began.
         warnings: in words.
@@ -28,6 +29,7 @@ class Copy(Record, frozen=True, kw_only=True):
 
     data: Data
     corruptions: tuple[Corruption, ...]
+    classes: tuple[str, ...] = ()
     layout: Layout
     environment: Environment
     warnings: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ import numpy as np
 from holdfast.data import decode, folders, listings, official
 from holdfast.data.batches import Image, Pixels8, Source
 from holdfast.data.conditions import ARRAYS, KINDS, VARIANTS, check, conditions, five, held, kind_of, places
+from holdfast.data.copies import read_copy
 from holdfast.data.listings import Listing, Splits
 from holdfast.data.shifts import mapped
 from holdfast.errors import DataError
@@ -71,6 +72,12 @@ def _severity(root: Path, name: str, severity: int) -> Pixels8:
     return array[(severity - 1) * n : severity * n]
 
 
+def _classes(kind: str, root: Path) -> tuple[str, ...]:
+    """Names of the labels: those of a copy of other images are its own."""
+    copy = read_copy(root)
+    return copy.classes if copy is not None and copy.classes else ARRAYS[kind]
+
+
 def _labels(kind: str, root: Path, severity: int, n: int) -> list[int]:
     path = root / "labels.npy"
     stored = mapped(path)
@@ -81,10 +88,10 @@ def _labels(kind: str, root: Path, severity: int, n: int) -> list[int]:
             next="Replace the file.",
         )
     labels = [int(label) for label in (stored if len(stored) == n else stored[(severity - 1) * n : severity * n])]
-    if not 0 <= min(labels) <= max(labels) < len(ARRAYS[kind]):
+    if not 0 <= min(labels) <= max(labels) < len(_classes(kind, root)):
         raise DataError(
             f"{path} holds labels from {min(labels)} to {max(labels)}.",
-            asked=f"{kind} has {len(ARRAYS[kind])} classes.",
+            asked=f"{kind} has {len(_classes(kind, root))} classes.",
             next=f"Type cifar100_c:{root}, or replace the file." if kind == "cifar10_c" else "Replace the file.",
         )
     return labels
@@ -99,7 +106,7 @@ def _listed_array(kind: str, root: Path, name: str, severity: int) -> Listing:
             next=f"Read copies of other images beside these: --data CLEAN --corrupted {root}.",
         )
     labels = _labels(kind, root, severity, len(pixels))
-    return official.from_array(f"{name}/{severity}", pixels, labels, ARRAYS[kind])
+    return official.from_array(f"{name}/{severity}", pixels, labels, _classes(kind, root))
 
 
 def _rows(clean: Source, kind: str, root: Path, name: str, severity: int) -> _Images:
@@ -125,7 +132,7 @@ def _rows(clean: Source, kind: str, root: Path, name: str, severity: int) -> _Im
             next=f"Name the image of each row in {names}, one per line; or use folders, which have names.",
         )
     if clean.labels is not None:
-        _same_labels(clean, _labels(kind, root, severity, len(pixels)), numbers, (path, ARRAYS[kind]))
+        _same_labels(clean, _labels(kind, root, severity, len(pixels)), numbers, (path, _classes(kind, root)))
     return _Images(lambda i: pixels[numbers[i]], lambda i: f"{path} (row {numbers[i]} of severity {severity})", ())
 
 

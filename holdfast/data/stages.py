@@ -134,6 +134,31 @@ def check_images(found: Folder, clean: Source) -> None:
         )
 
 
+def check_alike(first: Source, other: Source) -> None:
+    """Make sure that two conditions of a set hold the same images under the same labels.
+
+    Raises:
+        DataError: an image or a class that only one of them has.
+    """
+    if first.classes != other.classes:
+        odd = sorted(set(first.classes) ^ set(other.classes))[0]
+        holder, lacking = (first, other) if odd in first.classes else (other, first)
+        raise DataError(
+            f'{holder.data.split} of {first.data.root} has class "{odd}", {lacking.data.split} has not.',
+            asked="Labels are places among the class folders, so that all conditions must have the same.",
+            next=f"Unpack {other.data.split} again, or leave it out with --corruptions.",
+        )
+    names, others = (dict.fromkeys(one.removeprefix(f"{s.data.split}/") for one in s.ids) for s in (first, other))
+    odd_ones = [one for one in names if one not in others] or [one for one in others if one not in names]
+    if odd_ones:
+        lacking = other if odd_ones[0] in names else first
+        raise DataError(
+            f"{lacking.data.split} of {first.data.root} has no {odd_ones[0]}, other conditions have.",
+            asked="All conditions must hold the same images to be averaged.",
+            next=f"Unpack {lacking.data.split} again, or leave it out with --corruptions.",
+        )
+
+
 def _official(kind: str, name: str, severity: int) -> Corruption:
     """How the official set was made."""
     return Corruption(

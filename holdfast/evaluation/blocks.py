@@ -21,6 +21,7 @@ from holdfast.attacks.harm import Harm, Rows, See
 from holdfast.attacks.methods import build
 from holdfast.corruptions.table import corrupt
 from holdfast.data.batches import Batch, Source, batches, to_pixels
+from holdfast.data.conditions import KINDS
 from holdfast.errors import TrustError
 from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
@@ -207,7 +208,7 @@ def laid_out(pixels: Tensor) -> Tensor:
 def given(job: Job, indices: Sequence[int], chunk: int, bench: Bench) -> Tensor | None:
     """The corrupted images of a chunk, padded, where a folder holds them; None where they are made here."""
     stage = next((s for s in job.stages if isinstance(s, Corruption) and s.root), None)
-    if stage is None or stage.root == job.data.root:
+    if stage is None or _is_itself(job.data, stage):
         return None
     (batch,) = batches(bench.partner(job.data, stage), size=len(indices), indices=indices)
     return padded(batch, chunk, bench.device)[0]
@@ -226,7 +227,7 @@ def make(job: Job, clean: Tensor, rows: Rows, bench: Bench, *, given: Tensor | N
     before, after, found = clean, clean, None
     for stage in job.stages:
         if isinstance(stage, Corruption):
-            before = after = _under(stage, after, rows, given)
+            before = after = _under(job, stage, after, rows, given)
         else:
             before = after
             found = attacked(job, stage, clean, before, rows, bench)
@@ -234,9 +235,19 @@ def make(job: Job, clean: Tensor, rows: Rows, bench: Bench, *, given: Tensor | N
     return Made(clean, before, after, after if found is None else (after * 255).round() / 255, found)
 
 
-def _under(stage: Corruption, pixels: Tensor, rows: Rows, given: Tensor | None) -> Tensor:
+def _is_itself(data: Data, stage: Corruption) -> bool:
+    """Whether the images are that condition of a corrupted set themselves."""
+    return data.source in KINDS and data.split == f"{stage.name}/{stage.severity}"
+
+
+def _under(job: Job, stage: Corruption, pixels: Tensor, rows: Rows, given: Tensor | None) -> Tensor:
     if not stage.root:
         return corrupted(pixels, stage, rows)
+    if given is None and not _is_itself(job.data, stage):
+        raise TrustError(
+            f"{stage.name} of {stage.root} was to be read from there and was not.",
+            next="Please report it with the cell's config.",
+        )
     return pixels if given is None else given
 
 

@@ -27,6 +27,8 @@ class RunRecord(Record, frozen=True, kw_only=True):
         models: digest of the weights by name.
         images: digests of the image lists, sorted.
         cells: how many cells the whole grid has; 0 = unknown.
+        made: digest over the judges and stages of the grid: another head in the same file, or another copy in the same
+            folder, is another run; empty = unknown.
     """
 
     schema: int = SCHEMA
@@ -36,6 +38,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     models: dict[str, str] = msgspec.field(default_factory=dict)
     images: tuple[str, ...] = ()
     cells: int = 0
+    made: str = ""
 
 
 def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, str, str]]:
@@ -53,6 +56,8 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, str, str]]:
             changes.append((f"weights of {name}", was[:16], now[:16]))
     if old.images != new.images:
         changes.append(("images", " ".join(d[:16] for d in old.images), " ".join(d[:16] for d in new.images)))
+    if not changes and old.made and new.made and old.made != new.made:
+        changes.append(("heads or corrupted images", old.made[:16], new.made[:16]))
     return sorted(changes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import msgspec
 from holdfast.attacks.executor import SMALLEST
 from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
-from holdfast.corruptions.frost import find_published
+from holdfast.corruptions.frost import VARIABLE, find_published, load_published
 from holdfast.corruptions.table import families
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
@@ -172,6 +173,10 @@ def settled(config: BenchConfig) -> BenchConfig:
     corruptions = config.corruptions or () if config.corrupted else chosen.corruptions
     if config.corruptions is not None and not config.corrupted:
         corruptions = _corruptions(config.corruptions)
+    if config.corrupted:
+        _refuse_ways(config)
+    if config.heads and "classification" not in config.tasks:
+        raise ConfigError("--heads were given, and no classification asked for.", next="Add --tasks classification.")
     if config.chunk < SMALLEST or config.block < 1:
         raise ConfigError(
             f"chunk {config.chunk}, block {config.block}.", next=f"Take --chunk {SMALLEST} or more, --block 1 or more."
@@ -197,9 +202,27 @@ def settled(config: BenchConfig) -> BenchConfig:
     )
 
 
+def _refuse_ways(config: BenchConfig) -> None:
+    """What is read from a folder was made already: nothing can be asked of how."""
+    defaults = BenchConfig()
+    for name in ("variant", "corruption_mode", "storage", "textures"):
+        if getattr(config, name) != getattr(defaults, name):
+            raise ConfigError(
+                f"{config.corrupted} holds corrupted images; --{name.replace('_', '-')} {getattr(config, name)} would "
+                "change nothing.",
+                next="Leave it out, or leave --corrupted out to make them here.",
+            )
+
+
 def textures(asked: Literal["auto", "drawn", "published"]) -> Literal["drawn", "published"]:
-    """Which textures frost is made of: `auto` = the published ones where they are found."""
+    """Which textures frost is made of: `auto` = the published ones where they are found.
+
+    Raises:
+        ConfigError: `HOLDFAST_FROST` names a folder that does not hold them.
+    """
     if asked == "auto":
+        if os.environ.get(VARIABLE):
+            load_published()  # a folder that was named must hold them
         return "published" if find_published() is not None else "drawn"
     return asked
 

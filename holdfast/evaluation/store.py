@@ -9,6 +9,7 @@ blocks/<key>/      outcomes of unfinished jobs
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import shutil
 import sys
@@ -76,6 +77,7 @@ class Store:
             models={called(cell): cell.encoder.digest_of_weights for cell in cells},
             images=tuple(sorted({cell.data.digest_of_images for cell in cells})),
             cells=len(cells),
+            made=_made(cells),
         )
         path = self.folder / "run.yaml"
         if path.exists():
@@ -239,6 +241,12 @@ def read(folder: str | Path) -> Run:
     results = [_read_result(p) for p in sorted((folder / "cells").glob("*.json"))]
     places = {name: at for at, name in enumerate(record.models)}
     return Run(folder, record, sorted(results, key=lambda r: order(r, places)))
+
+
+def _made(cells: Sequence[Cell]) -> str:
+    """A digest over the judges and stages of a grid, whatever the order; empty for an empty grid."""
+    parts = sorted({part.digest() for cell in cells for part in (cell.judge, *cell.stages)})
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
 
 
 def _command() -> str:

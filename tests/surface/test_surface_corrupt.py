@@ -148,6 +148,8 @@ def test_a_finished_copy_is_not_touched_and_another_config_is_refused(images: Pa
         ({"out": ""}, ConfigError, "--out"),
         ({"severities": [1, 2], "layout": "arrays"}, ConfigError, "--layout folders"),
         ({"data": "nowhere"}, DataError, "No folder nowhere"),
+        ({"block": -3}, ConfigError, "Take --block 1 or more"),
+        ({"severities": []}, ConfigError, "severities 1 to 5"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -190,3 +192,29 @@ def test_two_files_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
         stored.save(root / "test" / "cat" / "000.bmp")
     with pytest.raises(DataError, match="would both be written"):
         holdfast.corrupt(str(root), str(tmp_path / "c"), corruptions=["fog"])
+
+
+def test_a_file_that_was_lost_is_written_again(images: Path, tmp_path: Path) -> None:
+    out = holdfast.corrupt(str(images), str(tmp_path / "c"), corruptions=["fog"])
+    whole = digests(out)
+    (out / "fog" / "3" / "dog" / "001.png").unlink()
+    holdfast.corrupt(str(images), str(out), corruptions=["fog"])
+    assert digests(out) == whole
+
+
+def test_what_a_kill_left_behind_blocks_nothing(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".corrupt.yaml.abcd.part").write_bytes(b"data:")
+    holdfast.corrupt(str(images), str(tmp_path / "c"), corruptions=["fog"], severities=[1])
+
+
+def test_two_processes_at_one_array_copy(images: Path, tmp_path: Path) -> None:
+    words = f"corrupt --data {images} --out {tmp_path / 'c'} --corruptions {' '.join(NAMES)} --layout arrays --block 2"
+    command = [sys.executable, "-m", "holdfast", *words.split()]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)]
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    subprocess.run(command, check=True, capture_output=True)
+    whole = holdfast.corrupt(str(images), str(tmp_path / "whole"), corruptions=NAMES, layout="arrays")
+    assert digests(tmp_path / "c") == digests(whole)
