@@ -119,6 +119,18 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
         )
     if not config.variant:
         say(f"severity table {variant}, after the size of the images; --variant names another")
+    conditions = _conditions(config, variant)
+    own: Layout = "arrays" if _is_arrays(source) else "folders"
+    layout = own if config.layout == "auto" else config.layout
+    if layout == "arrays" and set(config.severities) != {1, 2, 3, 4, 5}:
+        raise ConfigError(
+            "An official array holds severities 1 to 5.", next="Leave --severities out, or --layout folders."
+        )
+    return source, conditions, layout
+
+
+def _conditions(config: CorruptConfig, variant: str) -> list[Corruption]:
+    """Every corruption at every severity that was asked for, each known to be possible here."""
     names = table.names() if config.corruptions in ((), ("all",)) else tuple(dict.fromkeys(config.corruptions))
     for name in names:
         if name not in table.names():
@@ -144,13 +156,7 @@ def _planned(config: CorruptConfig, say: Say) -> tuple[Source, list[Corruption],
         if stage.severity == 0:
             raise ConfigError("severity 0 is the clean image.", next="Severities are 1 to 5.")
         table.check(stage)
-    own: Layout = "arrays" if _is_arrays(source) else "folders"
-    layout = own if config.layout == "auto" else config.layout
-    if layout == "arrays" and set(config.severities) != {1, 2, 3, 4, 5}:
-        raise ConfigError(
-            "An official array holds severities 1 to 5.", next="Leave --severities out, or --layout folders."
-        )
-    return source, conditions, layout
+    return conditions
 
 
 def _is_arrays(source: Source) -> bool:
