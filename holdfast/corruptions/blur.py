@@ -99,8 +99,9 @@ def gaussian_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) -
     left, right = images.new_zeros(reach, dtype=torch.int64), images.new_full((reach,), width - 1, dtype=torch.int64)
     wide = as_rows(_widened(images ^ 128, left, right).view(torch.int8))
     near = (torch.arange(height)[:, None] + torch.arange(-reach, reach + 1)).clamp_(0, height - 1).to(images.device)
-    coarse, fine = (part.to(torch.float32).expand(height, -1) for part in (first >> 10, first & 1023))
-    sums = weighted_rows(wide, near, coarse).double().mul_(1024).add_(weighted_rows(wide, near, fine))
+    fine = first & 1023
+    coarse, fine = (part.to(torch.float32).expand(height, -1) for part in (first - fine, fine))
+    sums = weighted_rows(wide, near, coarse).double().add_(weighted_rows(wide, near, fine))
     sums = sums.reshape(height, -1, width + 2 * reach, 3)
     second = (weights / 2**26).tolist()
     total: Tensor = sums[:, :, reach : reach + width] * second[reach]
