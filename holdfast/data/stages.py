@@ -63,6 +63,8 @@ def folder(text: str, names: tuple[str, ...] | None, severities: tuple[int, ...]
         DataError: no corrupted set, a copy that is not finished, a corruption or severity that is not there.
     """
     kind, root = parse(text)
+    if kind in ("folder", "flat"):
+        corrupted.conditions("imagenet_c", root)  # says what a folder lacks, and which one near it looks right
     if kind not in corrupted.KINDS:
         raise DataError(
             f"{text} is read as {kind}.",
