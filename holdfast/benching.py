@@ -157,7 +157,7 @@ def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:
     say("images as well: --data CLEAN --corrupted FOLDER")
     attacks = tuple(attack for attack in config.attacks if attack.through == "classification")
     return msgspec.structs.replace(
-        config, tasks=("classification",), corrupted=config.data, attacks=attacks, saliency=0, attack_limit=1
+        config, tasks=("classification",), corrupted=config.data, attacks=attacks, attack_limit=1
     )
 
 

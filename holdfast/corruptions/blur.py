@@ -39,7 +39,7 @@ GAUSSIAN_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
 
 # Far above the error of float64 (about 1e-12 levels), far below anything that is seen: a flat region, whose exact value
 # is a whole level, comes out the same on every machine instead of one level lower here and there.
-_TIE = 1e-9
+TIE = 1e-9
 
 
 def defocus_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) -> Tensor:
@@ -61,7 +61,7 @@ def defocus_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) ->
     rows, columns = (_mirror(n, reach).to(images.device) for n in (height, width))
     if mode == "reference" or reach < 3:
         wide = images.index_select(1, rows).index_select(2, columns)
-        return _by_transform(wide, parameters, (height, width)) + _TIE
+        return _by_transform(wide, parameters, (height, width)) + TIE
     whole, scale = _whole_disk(*parameters)
     around = torch.arange(height, device=images.device)[:, None] + torch.arange(2 * reach + 1, device=images.device)
     weights = whole.to(images.device)[: reach + 1, None, :].expand(-1, height, -1).reshape(-1, 2 * reach + 1)
@@ -92,7 +92,7 @@ def gaussian_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) -
     if mode == "reference" or reach < 3:
         down, along = (_blur_matrix(n, sigma).to(images.device) for n in images.shape[1:3])
         blurred = torch.matmul(down, images.double().flatten(2)).reshape(images.shape)
-        return torch.matmul(along, blurred) + _TIE
+        return torch.matmul(along, blurred) + TIE
     # The tails decide in calm regions, where a sum lies a hair beside a whole level: 26 bits of weight, in two parts of
     # which each is exact in float32 around level 128, then columns in float64.
     first = torch.tensor(_whole_gaussian(sigma, 2**26), device=images.device)
@@ -107,7 +107,7 @@ def gaussian_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) -
     total: Tensor = sums[:, :, reach : reach + width] * second[reach]
     for j in chain(range(reach), range(reach + 1, 2 * reach + 1)):
         total.add_(sums[:, :, j : j + width], alpha=second[j])
-    return total.add_(128 + _TIE).to(torch.uint8).transpose(0, 1)
+    return total.add_(128 + TIE).to(torch.uint8).transpose(0, 1)
 
 
 def weighted_rows(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -99,7 +99,17 @@ def frost_resources(corruption: Corruption) -> Mapping[str, Textures]:
 
 
 def remark_on_frost(corruption: Corruption, parameters: tuple[float, ...], height: int, width: int) -> str:
-    """Say where the textures are not the published ones, and where an image is larger than a texture."""
+    """Say where the textures are not the published ones, and where an image is larger than a texture.
+
+    Args:
+        corruption: says which textures.
+        parameters: as of `frost`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Returns:
+        Sentences; empty where there is nothing to say.
+    """
     said = []
     if corruption.textures == "drawn":
         said.append("the textures are drawn ones, not those of ImageNet-C.")

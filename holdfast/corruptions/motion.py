@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.corruptions.blur import Array, whole_weights
+from holdfast.corruptions.blur import TIE, Array, whole_weights
 
 # (radius: the streak has 2 * radius + 1 taps, standard deviation of their weights), in pixels
 MOTION_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -19,10 +19,8 @@ MOTION_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
     "inception299": ((12, 4), (17, 6), (17, 9), (17, 13), (22, 16)),
 }
 
-# As in `blur`: a value that is a whole level counts as that level.
-_TIE = 1e-9
-# Bits of weight of the fast mode. With the 8 of a pixel, 23 fill int32. A short streak, which would lose its far taps,
-# is summed in int64: in a flat region they alone decide on which side of a whole level the mean is.
+# Bits of weight of the fast mode. With the 8 of a pixel, 23 fill int32. A streak that fades, sigma below 8, would lose
+# its far taps and is summed in int64: in a flat region they alone decide on which side of a whole level the mean is.
 _FEW, _MANY = 23, 50
 
 
@@ -78,11 +76,11 @@ def streak(images: Tensor, angles: list[float], *, radius: float, sigma: float, 
     for image, angle, found in zip(images, angles, result, strict=True):
         steps, weights = taps(angle, radius=radius, sigma=sigma)
         if mode == "reference":
-            levels = _weighted_sum(image.double(), steps, weights.tolist()).add_(_TIE)
+            levels = _weighted_sum(image.double(), steps, weights.tolist()).add_(TIE)
         else:
             bits = _FEW if sigma >= 8 else _MANY
             whole = image.to(torch.int32 if bits == _FEW else torch.int64)
-            levels = _weighted_sum(whole, steps, whole_weights(weights, 2**bits)).add_(round(_TIE * 2**bits))
+            levels = _weighted_sum(whole, steps, whole_weights(weights, 2**bits)).add_(round(TIE * 2**bits))
             levels.bitwise_right_shift_(bits)
         found.copy_(levels)
     return result

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
+from holdfast.corruptions.blur import TIE
 from holdfast.corruptions.motion import streak
 from holdfast.corruptions.zoom import middle, stretched
 
@@ -30,8 +31,6 @@ SNOW: dict[str, tuple[tuple[float, ...], ...]] = {
 SNOW["tiny64"] = tuple((*p[:6], mix) for p, mix in zip(SNOW["cifar32"], (0.8, 0.8, 0.7, 0.65, 0.6), strict=True))
 SNOW["inception299"] = SNOW["imagenet224"]
 
-# As in `blur`: a value that is a whole level counts as that level. Black and saturated pixels often have one.
-_TIE = 1e-9
 # Grey as OpenCV weighs it, red, green, blue, in thousandths.
 _GREY = (299, 587, 114)
 
@@ -78,7 +77,7 @@ def snow(images: Tensor, parameters: tuple[float, ...], *, field: Tensor, mode: 
     if mode == "reference":
         x = images.double() / 255
         grey = (x * torch.tensor(_GREY, dtype=x.dtype, device=x.device) / 1000).sum(3, keepdim=True)
-        return (mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5) + layer[..., None] / 255) * 255 + _TIE
+        return (mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5) + layer[..., None] / 255) * 255 + TIE
     # In units of 1 / 200,000 of a level: 1.5 * grey is a whole number of two thousandths, the mix of hundredths.
     kept = round(100 * mix)
     planes = images.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)

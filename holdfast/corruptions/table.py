@@ -45,7 +45,8 @@ MODES = ("fast", "reference")
 STORAGES = ("none", "jpeg85")
 TEXTURES = ("drawn", "published")
 
-_SIDES = MappingProxyType({"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299})
+# Side in pixels of the images of each published set.
+SIDES = MappingProxyType({"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299})
 _FAMILIES = ("noise", "blur", "weather", "digital", "extra")
 # On a CPU about one 224-pixel image at a time, so that its float32 copies stay in the cache; elsewhere as many as pay.
 _TILE_ON_CPU, _TILE_ELSEWHERE = 2**18, 2**26
@@ -143,7 +144,7 @@ def families() -> dict[str, tuple[str, ...]]:
 
 def variants() -> tuple[str, ...]:
     """The severity tables: which published set a corruption follows."""
-    return tuple(_SIDES)
+    return tuple(SIDES)
 
 
 def entry(name: str) -> Entry:
@@ -241,7 +242,7 @@ def fields(corruption: Corruption, keys: Tensor, height: int, width: int) -> Ten
 
 def made_for(height: int, width: int) -> str:
     """The variant whose published set has images of this size; empty where none has."""
-    return next((name for name, side in _SIDES.items() if (side, side) == (height, width)), "")
+    return next((name for name, side in SIDES.items() if (side, side) == (height, width)), "")
 
 
 def notes(corruption: Corruption, height: int, width: int) -> tuple[str, ...]:
@@ -261,7 +262,7 @@ def notes(corruption: Corruption, height: int, width: int) -> tuple[str, ...]:
     if corruption.root:
         return ()
     found, parameters = _looked_up(corruption)
-    side = _SIDES[corruption.variant]
+    side = SIDES[corruption.variant]
     if parameters is None:
         return ()
     sizes = f"{corruption.variant} was made for images of {side} x {side} px; these are {height} x {width} px."
@@ -283,7 +284,7 @@ def _drawn(found: Entry, corruption: Corruption, keys: Tensor, shape: Iterable[i
 def _looked_up(corruption: Corruption) -> tuple[Entry, Parameters | None]:
     """The entry and the parameters of the severity; None for severity 0, the identity."""
     found = entry(corruption.name)
-    _known("variant", corruption.variant, _SIDES)
+    _known("variant", corruption.variant, SIDES)
     _known("mode", corruption.mode, MODES)
     _known("storage", corruption.storage, STORAGES)
     _known("kind of texture", corruption.textures, TEXTURES)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.corruptions.blur import as_rows, weighted_rows
+from holdfast.corruptions.blur import TIE, as_rows, weighted_rows
 
 # (end, step) of the magnifications np.arange(1, end, step): the rounding of that call decides whether `end` is one
 _OF_PHOTOS = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
@@ -22,7 +22,7 @@ ZOOM_BLUR: dict[str, tuple[tuple[float, ...], ...]] = {
 
 # Above the error of the sums, float64 or float32 (3e-5 levels): a flat region, whose exact value is a whole level,
 # comes out the same on every machine instead of one level lower here and there.
-_TIE = {"reference": 1e-9, "fast": 1e-4}
+_TIE = {"reference": TIE, "fast": 1e-4}
 # Magnifications at once. More would leave the cache; measured, 1 to 3 cost about the same and 10 four times as much.
 _AT_ONCE = 3
 
@@ -60,12 +60,25 @@ def zoom_blur(images: Tensor, parameters: tuple[float, ...], *, mode: str) -> Te
 
 
 def magnifications(end: float, step: float) -> tuple[float, ...]:
-    """The published magnifications: np.arange(1, end, step), to the last bit."""
+    """The published magnifications: np.arange(1, end, step), to the last bit.
+
+    Args:
+        end: of the range; whether it is reached is decided by float64, as published.
+        step: from one magnification to the next.
+    """
     return tuple(np.arange(1, end, step).tolist())
 
 
 def middle(n: int, zoom: float) -> tuple[int, int]:
-    """The pixels of a line of n that a magnification shows: the first, and how many, which is ceil(n / zoom)."""
+    """The pixels of a line that a magnification shows.
+
+    Args:
+        n: length of the line in pixels.
+        zoom: magnification, at least 1.
+
+    Returns:
+        The first pixel, and how many, which is ceil(n / zoom).
+    """
     used = int(np.ceil(n / zoom))
     return (n - used) // 2, used
 

@@ -151,6 +151,10 @@ def check(split: str, there: Iterable[str], root: str | Path) -> None:
 def held(kind: str, root: Path) -> dict[str, tuple[int, ...]]:
     """Severities per corruption, in the order of `conditions`, whether or not all have the same.
 
+    Args:
+        kind: one of `KINDS`.
+        root: of the set.
+
     Raises:
         DataError: as `conditions`, but for severities that only some have.
     """
@@ -284,6 +288,10 @@ def _arrays(root: Path) -> list[str]:
 
 def five(root: Path, name: str) -> Pixels8:
     """All rows of a corruption, uint8 [5 n, h, w, 3], on disk.
+
+    Args:
+        root: of the set.
+        name: of the corruption.
 
     Raises:
         DataError: no images, or not five times as many as there are.

@@ -100,6 +100,10 @@ def folder(text: str, names: tuple[str, ...] | None, severities: tuple[int, ...]
 def check_cut(found: Folder, sides: Sides) -> None:
     """Make sure that clean images, cut like this, show what the folder shows.
 
+    Args:
+        found: the folder.
+        sides: of the clean images.
+
     Raises:
         DataError: another part of the picture, or, of a copy, another size or interpolation.
     """
@@ -118,6 +122,10 @@ def check_cut(found: Folder, sides: Sides) -> None:
 
 def check_images(found: Folder, clean: Source) -> None:
     """Make sure that a copy was made of these very images: by their ids, the split among them.
+
+    Args:
+        found: the folder.
+        clean: the images that are measured.
 
     Raises:
         DataError: an image of which it has no copy.
@@ -138,6 +146,10 @@ def check_images(found: Folder, clean: Source) -> None:
 
 def check_alike(first: Source, other: Source) -> None:
     """Make sure that two conditions of a set hold the same images under the same labels.
+
+    Args:
+        first: one condition.
+        other: another; ids begin with the condition's name ("fog/3/...").
 
     Raises:
         DataError: an image or a class that only one of them has.

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from holdfast.corruptions.table import SIDES
 from holdfast.evaluation.corruption_errors import SEVERITIES, Condition, CorruptionErrors, mean_corruption_error
 from holdfast.evaluation.published import CORRUPTIONS
 from holdfast.evaluation.rows import last_line
@@ -23,7 +24,6 @@ _IMAGENET = ("imagenet", "imagenet_c")
 _CIFAR = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "cifar10_c": "CIFAR-10-C", "cifar100_c": "CIFAR-100-C"}
 # The official files of CIFAR are arrays; those of the other sets are JPEG of quality 85.
 _STORAGE = {"cifar32": "none"}
-_SIDES = {"imagenet224": 224, "cifar32": 32, "tiny64": 64, "inception299": 299}
 
 
 def errors(
@@ -117,7 +117,7 @@ def deviations(cells: Sequence[Cell]) -> list[str]:
         f"images resized to {resize} px ({weights}), where those of ImageNet-C were to 256 (bilinear)"
         for resize, weights in sorted(cuts - {(256, "bilinear")})
     ]
-    sizes = sorted({c.data.size for c, s in made if c.data.size not in (0, _SIDES[s.variant])})
+    sizes = sorted({c.data.size for c, s in made if c.data.size not in (0, SIDES[s.variant])})
     said += [f"images of {sizes[0]} pixels, for which the severities were not made"] if sizes else []
     return said
 

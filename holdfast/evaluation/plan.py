@@ -13,7 +13,7 @@ from holdfast.attacks.executor import SMALLEST
 from holdfast.attacks.methods import build
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.frost import VARIABLE, find_published, load_published
-from holdfast.corruptions.table import families
+from holdfast.corruptions.table import entry
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
@@ -62,7 +62,7 @@ def _against(
     ]
 
 
-_FIFTEEN = tuple(name for family, members in families().items() if family != "extra" for name in members)
+_FIFTEEN = tuple(name for name in corruption_names() if entry(name).in_mce)
 _HEADS, _VECTORS = Classification(), Embedding()
 _LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 SUITES: dict[str, Suite] = {
