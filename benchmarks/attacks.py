@@ -19,7 +19,7 @@ from pathlib import Path
 import foolbox
 import torch
 
-from holdfast import records
+from holdfast import codec, records
 from holdfast.attacks.balls import Linf
 from holdfast.attacks.executor import pursue
 from holdfast.attacks.methods import build, step_size
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--data", required=True)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--subset", default="random", choices=("random", "first"))
-    parser.add_argument("--eps", nargs="+", type=records.number, default=[0.25 / 255, 0.5 / 255, 1 / 255])
+    parser.add_argument("--eps", nargs="+", type=codec.number, default=[0.25 / 255, 0.5 / 255, 1 / 255])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--out")

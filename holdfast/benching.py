@@ -59,9 +59,7 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     store.open(settled, replace=config.replace, cells=grid, environment=environment(stock.device))
     todo = plan.jobs(grid, shard=config.shard)
     say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
-    bench = Bench(
-        stock.source, stock.encoder, stock.task, stock.partner, stock.device, shown=config.gallery_classes
-    )
+    bench = Bench(stock.source, stock.encoder, stock.task, stock.partner, stock.device, shown=config.gallery_classes)
     run = Work(bench, store, chunk=config.chunk, block=config.block)
     work(todo, run)
     if run.done < run.cells:

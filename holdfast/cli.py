@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from holdfast import configs, records
+from holdfast import codec, configs, records
+from holdfast.codec import Record
 from holdfast.errors import ConfigError, HoldfastError, Interrupted, UserError, nearest
-from holdfast.records import Record
 
 
 class Verb(NamedTuple):
@@ -163,7 +163,7 @@ def _obey(words: list[str]) -> int:
         return 0
     asked = parse(words)
     if asked.print_config:
-        print(records.to_yaml(asked.config), end="")
+        print(codec.to_yaml(asked.config), end="")
         return 0
     from holdfast import verbs
 
@@ -179,7 +179,7 @@ def _from_file(verb: Verb, path: str) -> Record:
     for name, value in verb.fixed:
         if fields.setdefault(name, value) != value:
             raise ConfigError(f'{path} says {name} "{fields[name]}".', next=f"Use: holdfast run --config {path}")
-    return records.build(verb.config, fields, origin=path)
+    return codec.build(verb.config, fields, origin=path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def _numbers() -> Any:
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="NUMBER",
-            instance_from_str=lambda words: records.number(words[0]),
+            instance_from_str=lambda words: codec.number(words[0]),
             is_instance=lambda value: isinstance(value, int | float),
             str_from_instance=lambda value: [_spoken(value)],
         )

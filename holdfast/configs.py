@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.records import Attack, Model, Norm, Record
+from holdfast.codec import Record
+from holdfast.records import Attack, Model, Norm
 
 
 class OnImages(Record, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ import torch
 from PIL import Image as Pillow
 
 from holdfast import disk, draws
+from holdfast.codec import build, to_yaml
 from holdfast.configs import CorruptConfig
 from holdfast.corruptions import table
 from holdfast.corruptions.digital import STORED_QUALITY, to_jpeg
@@ -33,7 +34,7 @@ from holdfast.evaluation.blocks import spans
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.plan import textures
 from holdfast.progress import Bar, Say
-from holdfast.records import Corruption, build, to_yaml
+from holdfast.records import Corruption
 from holdfast.signals import Stopping
 
 

@@ -1,17 +1,17 @@
 """The exception tree. Every message repeats what was asked, says what was found, and what to type next.
 
-    HoldfastError                 exit 1   ours, or the machine's
-    |-- UserError                 exit 2   what was typed, or what lies on disk
-    |   |-- ConfigError                    an unknown field, an impossible value, two options that contradict
-    |   |-- DataError                      a missing folder, an empty class, an unreadable image, a strange mask
-    |   |-- CheckpointError                a file that is not weights, or weights that do not fit
-    |   |-- PixelError                     pixels outside [0, 1], or of the wrong shape
-    |   |-- ConflictError                  an `out` that was made with another config
-    |   `-- ExtraError                     an optional package that is not installed
-    |-- TrustError                exit 1   a result that must not be believed (a frozen encoder changed, a NaN)
-    |-- MemoryShortage            exit 1   not even the smallest chunk fits
-    |-- CellsFailed               exit 1   some cells of a grid failed; the others are on disk
-    `-- Interrupted               exit 130 Ctrl-C or SIGTERM; what was finished is on disk
+HoldfastError                 exit 1   ours, or the machine's
+|-- UserError                 exit 2   what was typed, or what lies on disk
+|   |-- ConfigError                    an unknown field, an impossible value, two options that contradict
+|   |-- DataError                      a missing folder, an empty class, an unreadable image, a strange mask
+|   |-- CheckpointError                a file that is not weights, or weights that do not fit
+|   |-- PixelError                     pixels outside [0, 1], or of the wrong shape
+|   |-- ConflictError                  an `out` that was made with another config
+|   `-- ExtraError                     an optional package that is not installed
+|-- TrustError                exit 1   a result that must not be believed (a frozen encoder changed, a NaN)
+|-- MemoryShortage            exit 1   not even the smallest chunk fits
+|-- CellsFailed               exit 1   some cells of a grid failed; the others are on disk
+`-- Interrupted               exit 130 Ctrl-C or SIGTERM; what was finished is on disk
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,9 +12,11 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from holdfast import disk, draws
-from holdfast.attacks.executor import SMALLEST, Found, pursue
+from holdfast.attacks.board import laid
+from holdfast.attacks.cascade import cascade
+from holdfast.attacks.executor import SMALLEST, Found
 from holdfast.attacks.harm import check_pixels
-from holdfast.attacks.methods import build
+from holdfast.attacks.methods import build, settled, stop_of
 from holdfast.configs import AttackConfig
 from holdfast.data.batches import Pixels8, to_pixels
 from holdfast.data.decode import decode, fit
@@ -55,43 +56,38 @@ def attacked(
         ConfigError: an unknown harm, an eps that is no radius, or no head to attack through.
     """
     check_pixels(pixels)
-    task: Task = Embedding() if config.through == "embedding" else Classification()
-    record = Attack(
-        through=config.through,
-        push=config.push or next(iter(task.pushes)),
-        norm=config.norm,
-        eps=config.eps,
-        alpha=config.alpha,
-        steps=config.steps,
-        restarts=config.restarts,
-        seed=config.seed,
+    task: Task = Embedding() if config.through == "embedding" else Classification(known=encoder.classes)
+    record = settled(
+        Attack(
+            through=config.through,
+            push=config.push or next(iter(task.pushes)),
+            norm=config.norm,
+            eps=config.eps,
+            alpha=config.alpha,
+            steps=config.steps,
+            restarts=config.restarts,
+            seed=config.seed,
+        )
     )
     if config.through == "classification" and encoder.head is None:
         raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
     if config.through == "classification" and labels is not None:
         _check_labels(labels, len(pixels), encoder.classes)
-    method, stages = build(record)
+    members = build(record, classes=task.classes)
     device = encoder.mean.device
-    pixels = pixels.to(device)
+    pixels = laid(pixels.to(device))
     rows = {
         "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
-        "eps": torch.full((len(pixels),), config.eps, device=device),
+        "eps": torch.full((len(pixels),), config.eps or torch.inf, device=device),
     }
-    with victim(encoder, task, record.push) as harm:
+    with victim(encoder, task, members[0].push) as harm:
         if config.through == "classification":
             with torch.no_grad():
                 rows["label"] = harm.see(pixels)["logits"].argmax(1) if labels is None else labels.to(device)
         truth = task.truth(pixels, rows, harm.see)
         slots = max(SMALLEST, min(len(pixels), 64))
-        stop: Literal["lost", "never"] = "lost" if task.stop else "never"
-        found = list(pursue(method, harm, pixels, truth, stages, slots=slots, stop=stop))
-    trace = {name: torch.cat([part.trace[name] for part in found]) for name in found[0].trace}
-    return Found(
-        torch.cat([part.at for part in found]),
-        torch.cat([part.pixels for part in found]),
-        torch.cat([part.score for part in found]),
-        trace,
-    )
+        stop = stop_of(record, lost=task.stop)
+        return cascade(members, harm, task.pushes, pixels, truth, slots=slots, stop=stop)
 
 
 def _check_labels(labels: Tensor, images: int, classes: int) -> None:
@@ -99,9 +95,7 @@ def _check_labels(labels: Tensor, images: int, classes: int) -> None:
     if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         span = f" in {int(labels.min())}..{int(labels.max())}" if fits else ""
-        raise DataError(
-            f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}."
-        )
+        raise DataError(f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}.")
 
 
 def look(config: AttackConfig, say: Say) -> Path:

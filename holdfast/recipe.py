@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from holdfast import configs
+from holdfast.codec import Record, build
 from holdfast.configs import RunConfig
 from holdfast.errors import ConfigError, nearest
 from holdfast.progress import Say
-from holdfast.records import Record, build
 
 Play = Callable[[str, Record, Say], object]
 

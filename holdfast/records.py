@@ -1,34 +1,19 @@
-"""Cells and results, and how records are read: frozen structs, the same in Python, in YAML and on disk. No torch here.
+"""Cells and results: frozen structs, the same in Python, in YAML and on disk. No torch here.
 
-A record's `digest` is the SHA-256 of its canonical JSON (sorted keys, shortest floats), so that equal records have
-equal names on every machine. A number that has no value is absent with a reason; NaN cannot be stored.
+A number that has no value is absent with a reason; NaN cannot be stored.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import msgspec
-
-from holdfast.errors import ConfigError, nearest
+from holdfast.codec import Record
 
 SCHEMA = 1
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 Variant = Literal["imagenet224", "cifar32", "tiny64", "inception299"]
-R = TypeVar("R", bound="Record")
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every config and result: frozen, keyword-only, refuses unknown fields."""
-
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
-        return hashlib.sha256(canonical(self)).hexdigest()
 
 
 # -- parts of a cell ---------------------------------------------------------------------------------------------------
@@ -119,37 +104,6 @@ class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field=
     root: str = ""
 
 
-class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage"):
-    """An attack stage.
-
-    Attributes:
-        method: pgd.
-        through: task whose head the attack differentiates through: embedding or classification.
-        push: the harm that is raised: mse, l2, cosine (embedding); ce, margin (classification).
-        norm: of the ball.
-        eps: radius in pixel units of [0, 1].
-        alpha: step size in pixel units; 0 = 2.5 * eps / steps (Madry et al. 2018), at least eps / 4.
-        steps: gradient steps.
-        restarts: independent starts; the worst by score is kept.
-        start: random in the ball, or the clean image (refused where its gradient is zero).
-        seed: of the random start, keyed by image and restart.
-    """
-
-    method: str = "pgd"
-    through: Literal["embedding", "classification"] = "classification"
-    push: str = "ce"
-    norm: Norm = "linf"
-    eps: float = 8 / 255
-    alpha: float = 0.0
-    steps: int = 20
-    restarts: int = 1
-    start: Literal["random", "zero"] = "random"
-    seed: int = 0
-
-
-Stage = Corruption | Attack
-
-
 class Judge(Record, frozen=True, kw_only=True):
     """A task with its head.
 
@@ -168,6 +122,59 @@ class Judge(Record, frozen=True, kw_only=True):
     level: str = "pooled"
     fit: Data | None = None
     digest_of_head: str = ""
+
+
+class Surrogate(Record, frozen=True, kw_only=True):
+    """Another encoder that an attack is made on, with the head that it differentiates through there."""
+
+    encoder: Model
+    judge: Judge
+
+
+class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage"):
+    """An attack stage.
+
+    Attributes:
+        method: `holdfast ls attacks` lists them: pgd, fgsm, mpgd, apgd, fab, square, noise, autoattack.
+        through: task whose head the attack differentiates through: embedding or classification.
+        push: the harm that is raised: mse, l2, cosine... (embedding); ce, margin, dlr... (classification). Methods that
+            bring their own harms (fab, square, autoattack) ignore it, and it is then empty.
+        norm: of the ball.
+        eps: radius in pixel units of [0, 1]; 0 = none: the nearest adversarial image is looked for (fab).
+        alpha: step size in pixel units; 0 = the method's own (pgd: 2.5 * eps / steps, at least eps / 4).
+        steps: gradient steps, or queries; 0 = the method's own.
+        restarts: independent starts; the worst by score is kept.
+        start: random in the ball, or the clean image (refused where its gradient is zero).
+        seed: of everything that is drawn, keyed by image, restart and step.
+        targets: so many wrong classes are aimed at, one after the other, the likeliest first; 0 = none.
+        aim: away from what the image is, or towards another class, or another image's embedding, drawn by `seed`.
+        level: of the features that an embedding attack raises the harm of; empty = those that the judge reads.
+        scored: what compares the iterates of an embedding attack: drift, the neighbours' vote, or a head's margin.
+        samples: forward passes averaged in every look (expectation over transformation), for randomised encoders.
+        precision: of the encoder under attack; verdicts are float32, and what survives bf16 is attacked once more.
+        surrogate: the encoder that the attack is made on, where it is not the one that is judged.
+    """
+
+    method: str = "pgd"
+    through: Literal["embedding", "classification"] = "classification"
+    push: str = "ce"
+    norm: Norm = "linf"
+    eps: float = 8 / 255
+    alpha: float = 0.0
+    steps: int = 0
+    restarts: int = 1
+    start: Literal["random", "zero"] = "random"
+    seed: int = 0
+    targets: int = 0
+    aim: Literal["away", "towards"] = "away"
+    level: str = ""
+    scored: Literal["drift", "knn", "probe"] = "drift"
+    samples: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    surrogate: Surrogate | None = None
+
+
+Stage = Corruption | Attack
 
 
 class Cell(Record, frozen=True, kw_only=True):
@@ -283,118 +290,3 @@ class Result(Record, frozen=True, kw_only=True):
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, or None where the cell has none."""
         return next((m for m in self.metrics if m.name == name), None)
-
-
-# -- reading and writing -----------------------------------------------------------------------------------------------
-
-
-def canonical(value: Any) -> bytes:
-    """Canonical JSON of a record or of builtins: sorted keys, shortest floats."""
-    return msgspec.json.encode(value, order="deterministic")
-
-
-def pretty(record: Record) -> str:
-    """Indented JSON, keys sorted."""
-    return msgspec.json.format(canonical(record), indent=1).decode()
-
-
-def to_yaml(record: Record) -> str:
-    """The record as YAML, every field written out."""
-    return msgspec.yaml.encode(record).decode()
-
-
-def read_json(kind: type[R], text: bytes) -> R:
-    """A record from its JSON; `ConfigError` names the field that does not fit."""
-    return build(kind, msgspec.json.decode(text))
-
-
-def build(kind: type[R], fields: Mapping[str, Any], *, origin: str = "") -> R:
-    """Make a record from plain values, as YAML, JSON and keyword arguments give them.
-
-    A string such as `"8/255"` is read as a number where the field is one.
-
-    Args:
-        kind: the struct.
-        fields: names and values; nested mappings and lists for nested records.
-        origin: where they come from, for the message (`demo.yaml`).
-
-    Returns:
-        The record.
-
-    Raises:
-        ConfigError: a field is unknown (the nearest is named), or a value does not fit.
-    """
-    try:
-        return msgspec.convert(_numbers(kind, fields), kind, str_keys=False)
-    except msgspec.ValidationError as error:
-        raise _explained(kind, error, origin) from None
-
-
-def number(text: str) -> float:
-    """Read what a person types for a number: `8/255`, `0.03`, `1e-3`.
-
-    Raises:
-        ConfigError: it is no number.
-    """
-    top, slash, bottom = text.partition("/")
-    try:
-        value = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f'"{text}" is not a number.', next='Write 0.03 or "8/255".')
-    return value
-
-
-_NUMBER = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*(/\s*[\d.]+\s*)?$", re.IGNORECASE)
-
-
-def _numbers(kind: Any, value: Any) -> Any:
-    """`value` with fractions in strings read as numbers, wherever `kind` has a float."""
-    info = kind if isinstance(kind, msgspec.inspect.Type) else msgspec.inspect.type_info(kind)
-    if isinstance(info, msgspec.inspect.UnionType):
-        fit = [t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)]
-        structs = [t for t in fit if isinstance(t, msgspec.inspect.StructType)]
-        if isinstance(value, Mapping):
-            tags = {t.tag: t for t in structs}
-            chosen = tags.get(value.get("stage"), structs[0] if len(structs) == 1 else None)
-            return _numbers(chosen, value) if chosen else value
-        return _numbers(fit[0], value) if len(fit) == 1 else value
-    if isinstance(info, msgspec.inspect.FloatType):
-        return number(value) if isinstance(value, str) and _NUMBER.match(value) else value
-    if isinstance(info, msgspec.inspect.StructType) and isinstance(value, Mapping):
-        types = {f.encode_name: f.type for f in info.fields}
-        return {k: _numbers(types[k], v) if k in types else v for k, v in value.items()}
-    if isinstance(info, msgspec.inspect.VarTupleType) and isinstance(value, list | tuple):
-        return [_numbers(info.item_type, v) for v in value]
-    if isinstance(info, msgspec.inspect.TupleType) and isinstance(value, list | tuple):
-        return [_numbers(t, v) for t, v in zip(info.item_types, value, strict=False)]
-    return value
-
-
-def _explained(kind: type[Record], error: msgspec.ValidationError, origin: str) -> ConfigError:
-    text, where = str(error), f"{origin}: " if origin else ""
-    unknown = re.search(r"unknown field `([^`]+)`(?: - at `([^`]+)`)?", text)
-    if unknown:
-        place = f" at {unknown[2]}" if unknown[2] else ""
-        hint = nearest(unknown[1], _field_names(kind, unknown[2] or "$"))
-        return ConfigError(f'{where}unknown field "{unknown[1]}"{place} of {kind.__name__}.', next=hint)
-    return ConfigError(f"{where}{kind.__name__}: {text}.", next="holdfast <verb> --help says what each field takes.")
-
-
-def _field_names(kind: type[Record], path: str) -> tuple[str, ...]:
-    """Names of the fields of the struct that `path` (`$.attacks[0]`) leads to."""
-    info: Any = msgspec.inspect.type_info(kind)
-    for part in re.findall(r"\.(\w+)", path):
-        field = next((f for f in info.fields if f.encode_name == part), None)
-        if field is None:
-            break
-        info = field.type
-        while not isinstance(info, msgspec.inspect.StructType):
-            inner = getattr(info, "item_type", None) or next(
-                (t for t in getattr(info, "types", ()) if not isinstance(t, msgspec.inspect.NoneType)), None
-            )
-            if inner is None:
-                return ()
-            info = inner
-    return tuple(f.encode_name for f in info.fields)

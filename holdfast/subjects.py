@@ -41,9 +41,7 @@ class Stock:
         heads: folder for cached features.
     """
 
-    def __init__(
-        self, config: BenchConfig, handed: Sequence[nn.Module], *, device: torch.device, heads: Path
-    ) -> None:
+    def __init__(self, config: BenchConfig, handed: Sequence[nn.Module], *, device: torch.device, heads: Path) -> None:
         self.config, self.device, self.heads = config, device, heads
         self._handed: dict[str, Encoder] = {}
         self._encoders: dict[str, Encoder] = {}
@@ -51,7 +49,7 @@ class Stock:
         self._tasks: dict[str, Task] = {}
         self._features: dict[str, Extracted] = {}
         self._partners: dict[str, Source] = {}
-        self._heads: dict[str, nn.Module] = {}
+        self._heads: dict[str, nn.Linear] = {}
         self._maps: dict[tuple[str, str, int], Saliency] = {}
         self._digests: dict[str, Data] = {}
         self._folder = folder(config.corrupted, config.corruptions, config.severities) if config.corrupted else None
@@ -289,9 +287,7 @@ class Stock:
         if wanted == "linear" or (wanted == "auto" and encoder.head is None):
             return False
         if encoder.head is None:
-            raise ConfigError(
-                f"{encoder.name} has no classification head of its own.", next="Fit one: --head linear."
-            )
+            raise ConfigError(f"{encoder.name} has no classification head of its own.", next="Fit one: --head linear.")
         if encoder.classes != len(source.classes):
             raise ConfigError(
                 f"The head of {encoder.name} knows {encoder.classes} classes, {self.config.data} has "
@@ -302,9 +298,10 @@ class Stock:
 
     def _fitted(self, judge: Judge, model: Model, within: tuple[int, ...]) -> Task:
         if judge.head == "own":
-            return Classification(within=within)
+            return Classification(within=within, known=self.encoder(model).classes)
         if judge.head == "given":
-            return Classification(self._heads[judge.digest_of_head], judge.level, within=within)
+            head = self._heads[judge.digest_of_head]
+            return Classification(head, judge.level, within=within, known=head.out_features)
         assert judge.fit is not None, "plan gives a fit to every judge without an own head"
         held = self._extracted(judge.fit, model, judge.level)
         if judge.task == "embedding":
@@ -312,7 +309,7 @@ class Stock:
         assert held.labels is not None, "_owns_head asked for labels"
         classes = len(self.source(judge.fit).classes)
         head = fit_linear(held.vectors, held.labels, classes=classes, seed=self.config.seed)
-        return Classification(head.to(self.device), judge.level, within=within)
+        return Classification(head.to(self.device), judge.level, within=within, known=classes)
 
     def _extracted(self, fit: Data, model: Model, level: str) -> Extracted:
         """Features of the fit images, in memory and on disk under the digests of encoder, images and level."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.codec import Record, build
 from holdfast.configs import (
     AttackConfig,
     BenchConfig,
@@ -22,7 +23,6 @@ from holdfast.configs import (
 from holdfast.errors import ConfigError
 from holdfast.progress import Say
 from holdfast.progress import say as to_stderr
-from holdfast.records import Record, build
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

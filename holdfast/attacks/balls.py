@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from holdfast import draws
+from holdfast.attacks.harm import Rows
 from holdfast.errors import ConfigError, nearest
+
+Begin = Literal["random", "zero", "given"]
 
 
 class Ball(Protocol):
@@ -101,3 +104,26 @@ def ball(name: str) -> Ball:
     if name not in BALLS:
         raise ConfigError(f'no ball is called "{name}".', next=nearest(name, BALLS))
     return BALLS[name]
+
+
+def begun(ball: Ball, begin: Begin, x: Tensor, rows: Rows, eps: Tensor, *parts: str | int) -> Tensor:
+    """Where an attack begins, inside ball and box.
+
+    Args:
+        ball: that may not be left.
+        begin: random = drawn by `rows["key"]` and `parts`; zero = the clean image; given = `rows["begin"]`, projected.
+        x: clean pixels [b, 3, h, w].
+        rows: `key`, and `begin` [b, 3, h, w] where it is given.
+        eps: radius of each row, [b].
+        parts: what the draw is for.
+
+    Raises:
+        ConfigError: a start was to be given and was not.
+    """
+    if begin == "random":
+        return ball.start(x, eps, rows["key"], *parts)
+    if begin == "zero":
+        return x.clone()
+    if "begin" not in rows:
+        raise ConfigError("An attack was to begin at given pixels, and none were.", next='Give rows["begin"].')
+    return ball.project(x, rows["begin"], eps)

@@ -1,23 +1,26 @@
-"""The one loop of every attack: rows come in chunks of fixed size, the worst by score is kept, lost ones rest.
+"""The one loop of every attack: lost rows leave and waiting ones take their place, so that every pass is full.
 
-A row's result depends on the row alone: a row that is lost keeps its first losing iterate (where `stop` is "lost"),
-its random start is keyed by its image, and chunks are padded to `slots`, so that the arithmetic is the same whatever
-comes along.
+What becomes of a row depends on the row alone: a row that is lost keeps its first losing iterate (where `stop` is
+"lost"), everything random is keyed by its image, and passes have a few fixed sizes, at least eight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from holdfast.attacks.balls import Ball
+from holdfast.attacks.board import SMALLEST, Board, Ledger
 from holdfast.attacks.harm import Harm, Rows, check_pixels, judged
 from holdfast.errors import ConfigError, TrustError
 
+__all__ = ["SMALLEST", "Attack", "Found", "Keep", "Seen", "Stage", "State", "Stop", "pursue"]
+
 State = Mapping[str, Tensor]
-SMALLEST = 8
+Stop = Literal["lost", "never", "nearest"]
 
 
 class Stage(NamedTuple):
@@ -25,61 +28,95 @@ class Stage(NamedTuple):
 
     Attributes:
         restart: which random start.
-        radius: epsilon of this pass in units of the row's (a schedule may begin wider).
-        target: rank of the wrong class that is aimed at; -1 = untargeted.
+        radius: epsilon of this pass in units of the row's (a schedule may begin wider; what is found there is a start
+            for the next pass and never an outcome).
+        target: rank of the wrong class that is aimed at, 0 = the likeliest; -1 = untargeted. The executor gives it to
+            the harm as `rows["target"]`, read from `rows["ranked"]` int64 [n, r].
+        carry: begin where the pass before ended (`state["carry"]`, given as `rows["begin"]`).
     """
 
     restart: int = 0
     radius: float = 1.0
     target: int = -1
+    carry: bool = False
 
 
 class Seen(NamedTuple):
-    """What one step looked at: positions of the rows [b], stage, step, pixels, what was raised [b], score [b]."""
+    """What one step looked at.
+
+    Attributes:
+        at: positions of the rows, [b].
+        stage: place in `stages`, [b].
+        step: of that stage, [b].
+        pixels: [b, 3, h, w].
+        value: what was raised, [b].
+        score: [b].
+    """
 
     at: Tensor
-    stage: Stage
-    step: int
+    stage: Tensor
+    step: Tensor
     pixels: Tensor
     value: Tensor
     score: Tensor
 
 
 class Found(NamedTuple):
-    """The outcome of some rows.
+    """What became of every row, in the order of the rows.
 
     Attributes:
-        at: positions in `x`, int64 [k].
-        pixels: the worst iterate by score, float32 [k, 3, h, w]; the clean image where nothing was worse.
-        score: of it, [k].
-        trace: [k] each: `clean_score`, `start_score` (the worst random start), `early_score` (the worst before
-            the last quarter of the last pass), `zero_gradients` (share of steps whose gradient was zero everywhere).
+        pixels: the worst iterate by score, float32 [n, 3, h, w]; the clean image where nothing was worse. With `stop`
+            "nearest": the lost iterate of smallest norm.
+        score: of it, [n].
+        trace: [n] each: `clean_score`, `start_score` (the worst random start), `early_score` (the worst before
+            the last quarter of the last pass), `zero_gradients` and `broken_gradients` (shares of looks whose gradient
+            was zero everywhere, was not finite), `looks` (how many there were before the row left).
     """
 
-    at: Tensor
     pixels: Tensor
     score: Tensor
     trace: dict[str, Tensor]
 
 
 class Attack(Protocol):
-    """An optimiser over pixels. States are mappings of tensors with leading dimension b."""
+    """An optimiser over pixels.
+
+    States are mappings of tensors with leading dimension b: rows at different steps, stages and targets share a batch,
+    so that whatever changes over a pass is a tensor of the state.
+    """
+
+    @property
+    def ball(self) -> Ball:
+        """Where the perturbation may go."""
+        ...
 
     @property
     def steps(self) -> int:
-        """Steps of one stage."""
+        """Looks of one stage, the last one (`finish`) not counted."""
         ...
 
     def start(self, harm: Harm, x: Tensor, rows: Rows, stage: Stage) -> State:
-        """The state before the first step."""
+        """The state before the first step; looks at nothing: b may be any number here."""
         ...
 
     def step(self, harm: Harm, x: Tensor, rows: Rows, state: State, t: Tensor) -> State:
-        """The state after one step: `seen`, `value`, `score` and `flat` (zero gradient) say what the step looked at."""
+        """The state after one step: `seen`, `value`, `score`, `flat` and `broken` say what the step looked at."""
         ...
 
     def finish(self, harm: Harm, x: Tensor, rows: Rows, state: State) -> State:
         """The state with the last iterate as `seen` and its `score`."""
+        ...
+
+
+class Keep(Protocol):
+    """Where a pursuit is kept, so that a killed one goes on from there."""
+
+    def load(self, name: str) -> Mapping[str, Tensor] | None:
+        """What was kept under a name; None = nothing."""
+        ...
+
+    def offer(self, name: str, held: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Called after every step: keep what is held if it is time to; raise to stop, after having kept it."""
         ...
 
 
@@ -91,10 +128,12 @@ def pursue(
     stages: Sequence[Stage] = (Stage(),),
     *,
     slots: int = 64,
-    stop: Literal["lost", "never"] = "lost",
+    stop: Stop = "lost",
     watch: Callable[[Seen], None] | None = None,
-) -> Iterator[Found]:  # parameters: the contract of every attack; a record would only rename it
-    """Run an attack over rows and yield what it found.
+    keep: Keep | None = None,
+    name: str = "pursuit",
+) -> Found:  # parameters: the contract of every attack; a record would only rename it
+    """Run an attack over rows.
 
     Args:
         attack: start, step, finish.
@@ -102,17 +141,20 @@ def pursue(
         x: clean pixels, float32 [n, 3, h, w] in [0, 1].
         rows: leading dimension n: `key` int64, `eps` in pixel units, and what the harm reads.
         stages: restarts, targets or radii, one after the other; the worst over all of them is kept.
-        slots: rows per pass, at least 8; the last pass is padded.
-        stop: "lost" = a row rests as soon as its score is above 0; "never" = the worst iterate of the whole run.
+        slots: rows per pass, at least 8; passes that are not full are padded.
+        stop: "lost" = a row leaves as soon as its score is above 0, and another takes its place; "never" = the worst
+            iterate of the whole run; "nearest" = the lost iterate of smallest norm (minimal-norm attacks).
         watch: called with what every step saw.
+        keep: where to keep what is done and what is under way; what it holds is taken up again.
+        name: of this pursuit there.
 
-    Yields:
-        Found rows, each exactly once.
+    Returns:
+        The outcome of every row.
 
     Raises:
         PixelError: `x` is no image batch in [0, 1].
         ConfigError: fewer than 8 slots, or no stage.
-        TrustError: a score or a gradient is not finite, or called inside `torch.inference_mode`.
+        TrustError: a score or what is raised is not finite, or called inside `torch.inference_mode`.
     """
     check_pixels(x)
     if slots < SMALLEST or not stages:
@@ -122,72 +164,41 @@ def pursue(
             "An attack needs gradients and was called inside torch.inference_mode().",
             next="Use torch.no_grad() around it, or nothing.",
         )
+    held = keep.load(name) if keep is not None else None
+    if held is None or not torch.equal(held["key"], rows["key"].cpu()):
+        ledger = Ledger(x, _clean(harm, x, rows, slots), stop, attack.ball)
+        board = Board(attack, harm, rows, stages, ledger, slots)
+    else:
+        ledger = Ledger.restored(x, held, stop, attack.ball)
+        board = Board(attack, harm, rows, stages, ledger, slots)
+        board.restore(held)
+    while board.fill():
+        state = board.advance()
+        if watch is not None:
+            watch(_seen(board, state))
+        board.settle(state)
+        if keep is not None:
+            keep.offer(name, lambda: {"key": rows["key"], **ledger.held(), **board.held()})
+    return Found(ledger.pixels, ledger.score, ledger.trace())
+
+
+def _clean(harm: Harm, x: Tensor, rows: Rows, slots: int) -> Tensor:
+    """Scores of the clean images, in passes of one size."""
+    scores = []
     for first in range(0, len(x), slots):
-        at = torch.arange(first, min(first + slots, len(x)))
-        padded = at[torch.arange(slots) % len(at)].to(x.device)
-        chunk = {name: part[padded] for name, part in rows.items()}
-        yield _chunk(attack, harm, x[padded], chunk, stages, _Loop(at, stop == "lost", watch))
+        at = torch.arange(first, min(first + slots, len(x)), device=x.device)
+        padded = at[torch.arange(slots, device=x.device) % len(at)]
+        scores.append(judged(harm, x[padded], {k: v[padded] for k, v in rows.items()}, exact=True)[: len(at)])
+    return torch.cat(scores)
 
 
-class _Loop(NamedTuple):
-    """What a chunk's loop needs beside the attack: real positions, whether lost rows rest, who watches."""
-
-    at: Tensor
-    rests: bool
-    watch: Callable[[Seen], None] | None
-
-
-class _Best:
-    """The worst iterate of each row so far; ties go to the later one."""
-
-    def __init__(self, pixels: Tensor, score: Tensor, *, rests: bool) -> None:
-        self._check(score)
-        self.pixels, self.score, self.rests = pixels.clone(), score.clone(), rests
-
-    def take(self, pixels: Tensor, score: Tensor) -> None:
-        self._check(score)
-        worse = (score >= self.score) & self.active()
-        self.pixels = torch.where(worse.view(-1, 1, 1, 1), pixels, self.pixels)
-        self.score = torch.where(worse, score, self.score)
-
-    def _check(self, score: Tensor) -> None:
-        """A score that is no number would rest as if it were lost."""
-        if not bool(torch.isfinite(score).all()):
-            raise TrustError("The score of an image is not finite.", next="Look for overflow in the encoder.")
-
-    def active(self) -> Tensor:
-        return self.score <= 0 if self.rests else torch.ones_like(self.score, dtype=torch.bool)
-
-
-def _chunk(attack: Attack, harm: Harm, x: Tensor, rows: Rows, stages: Sequence[Stage], loop: _Loop) -> Found:
-    clean = judged(harm, x, rows)
-    best = _Best(x, clean, rests=loop.rests)
-    start, early = torch.full_like(clean, -torch.inf), clean.clone()
-    zero, looked = torch.zeros_like(clean), torch.zeros_like(clean)
-    for stage in stages:
-        state = attack.start(harm, x, rows, stage)
-        for step in range(attack.steps):
-            active = best.active()
-            if not bool(active.any()):
-                break
-            state = attack.step(harm, x, rows, state, torch.full_like(clean, step / attack.steps))
-            if loop.watch is not None:
-                loop.watch(_seen(loop.at, stage, step, state))
-            if step == 0:
-                start = torch.where(active, torch.maximum(start, state["score"]), start)
-            zero, looked = zero + (active & state["flat"]), looked + active
-            best.take(state["seen"], state["score"])
-            if 4 * (step + 1) <= 3 * attack.steps:
-                early = torch.where(active, best.score, early)
-        else:
-            state = attack.finish(harm, x, rows, state)
-            best.take(state["seen"], state["score"])
-    start, zero = start.where(torch.isfinite(start), clean), zero / looked.clamp_min(1)
-    k = len(loop.at)
-    trace = {"clean_score": clean, "start_score": start, "early_score": early, "zero_gradients": zero}
-    return Found(loop.at, best.pixels[:k], best.score[:k], {name: part[:k] for name, part in trace.items()})
-
-
-def _seen(at: Tensor, stage: Stage, step: int, state: State) -> Seen:
-    k = len(at)
-    return Seen(at, stage, step, state["seen"][:k], state["value"][:k], state["score"][:k])
+def _seen(board: Board, state: State) -> Seen:
+    live = board.live()
+    return Seen(
+        board.at[live],
+        board.stage[live],
+        board.step[live],
+        state["seen"][live],
+        state["value"][live],
+        state["score"][live],
+    )

@@ -26,19 +26,34 @@ class Harm:
         see: pixels float32 [b, 3, h, w] in [0, 1] -> named outputs [b, ...]; closed over model, head, layers.
         push: (outputs, rows, progress t [b] in [0, 1]) -> [b], number i from image i alone, or [] where coupled.
         score: (outputs, rows) -> [b]; fixed, compares iterates and attacks; above 0 = lost, where that means something.
+        exact: the same `see` in float32 where `see` itself is not: a row is lost only where this one agrees.
+        samples: passes averaged in every look at a randomised victim (expectation over transformation, Athalye et al.
+            2018, arXiv 1707.07397).
     """
 
     see: See
     push: Push
     score: Score
+    exact: See | None = None
+    samples: int = 1
 
 
 class Ascent(NamedTuple):
-    """One look at the harm: gradient [b, 3, h, w], what was raised [b] or [], score [b]."""
+    """One look at the harm.
+
+    Attributes:
+        gradient: of the push, [b, 3, h, w]; zero where it was not finite.
+        value: what was raised, [b] or [].
+        score: [b].
+        flat: whether the gradient was zero everywhere, or not finite: bool [b].
+        broken: whether it was not finite: bool [b].
+    """
 
     gradient: Tensor
     value: Tensor
     score: Tensor
+    flat: Tensor
+    broken: Tensor
 
 
 def ascent(harm: Harm, pixels: Tensor, rows: Rows, t: Tensor) -> Ascent:
@@ -53,29 +68,58 @@ def ascent(harm: Harm, pixels: Tensor, rows: Rows, t: Tensor) -> Ascent:
         t: progress in [0, 1], [b].
 
     Returns:
-        Detached tensors.
+        Detached tensors, averaged over `harm.samples` passes.
 
     Raises:
-        TrustError: the harm or its gradient is not finite.
+        TrustError: the push is not finite, or does not depend on the pixels.
     """
+    gradient, value, score = _look(harm, pixels, rows, t)
+    for _ in range(harm.samples - 1):
+        more = _look(harm, pixels, rows, t)
+        gradient, value, score = gradient + more[0], value + more[1], score + more[2]
+    if harm.samples > 1:
+        gradient, value, score = gradient / harm.samples, value / harm.samples, score / harm.samples
+    # One largest value per row tells zero from not finite: NaN and infinity pass through a maximum.
+    largest = gradient.flatten(1).abs().amax(1)
+    broken = ~torch.isfinite(largest)
+    if bool(broken.any()):
+        gradient = gradient.where(~broken.view(-1, *[1] * (gradient.ndim - 1)), 0)
+    return Ascent(gradient, value, score, broken | (largest == 0), broken)
+
+
+def _look(harm: Harm, pixels: Tensor, rows: Rows, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         seen = pixels.detach().requires_grad_()
         out = harm.see(seen)
         value = harm.push(out, rows, t)
+        if not value.requires_grad:
+            raise TrustError(
+                "The harm does not depend on the pixels: the victim has no gradient.",
+                next="Attack it without one: method square.",
+            )
         (gradient,) = torch.autograd.grad(value.sum(), seen)
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise TrustError("The harm of an image is not finite.", next="Look for overflow in the encoder.")
     with torch.no_grad():
         score = harm.score({name: part.detach() for name, part in out.items()}, rows)
-    if not bool(torch.isfinite(gradient.sum() + value.detach().sum())) and not bool(torch.isfinite(gradient).all()):
-        raise TrustError(
-            "The gradient of the harm is not finite.", next="Judge the encoder in float32 and look for overflow in it."
-        )
-    return Ascent(gradient, value.detach(), score)
+    return gradient, value.detach(), score
 
 
-def judged(harm: Harm, pixels: Tensor, rows: Rows) -> Tensor:
-    """The score of pixels, without gradient: float32 [b]."""
+def judged(harm: Harm, pixels: Tensor, rows: Rows, *, exact: bool = False) -> Tensor:
+    """The score of pixels, without gradient, averaged over `harm.samples` passes: float32 [b].
+
+    Args:
+        harm: gives `see` and `score`.
+        pixels: float32 [b, 3, h, w].
+        rows: what belongs to the images.
+        exact: in float32, where the harm sees in another precision.
+    """
+    see = harm.exact if exact and harm.exact is not None else harm.see
     with torch.no_grad():
-        return harm.score(harm.see(pixels), rows)
+        total = harm.score(see(pixels), rows)
+        for _ in range(harm.samples - 1):
+            total = total + harm.score(see(pixels), rows)
+    return total / harm.samples if harm.samples > 1 else total
 
 
 def check_pixels(pixels: Tensor) -> None:

@@ -1,18 +1,49 @@
-"""From a record to an attack: one line per method."""
+"""From a record to attacks: one line per method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
 
 from holdfast import records
 from holdfast.attacks.balls import ball
-from holdfast.attacks.executor import Attack, Stage
+from holdfast.attacks.cascade import Member
+from holdfast.attacks.executor import Attack, Stage, Stop
 from holdfast.attacks.pgd import PGD
 from holdfast.errors import ConfigError, nearest
 
 MADRY_STEP = 2.5
 # Measured on a plain CIFAR-10 ResNet at 1/255, 20 steps: a quarter fools more images than an eighth, and sooner.
 SHORTEST_STEP = 0.25
+FINISH = 10
+AIMED = ("fab", "autoattack")
+"""Methods that aim at classes of their own accord, so that the victim has to rank them."""
+
+
+class Method(NamedTuple):
+    """One way of attacking.
+
+    Attributes:
+        about: in one line.
+        members: from a settled record and the number of classes (0 = not known).
+        steps: where the record leaves them open.
+        pushes: harms that it brings itself, so that a record names none; empty = it raises any.
+        norms: of the balls that it knows.
+        through: tasks that it can attack.
+        nearest: whether it also looks for the nearest adversarial image, without a radius.
+        gradient: whether it needs one.
+    """
+
+    about: str
+    members: Callable[[records.Attack, int], tuple[Member, ...]]
+    steps: int
+    pushes: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
+    through: tuple[str, ...] = ("classification", "embedding")
+    nearest: bool = False
+    gradient: bool = True
 
 
 def step_size(eps: float, alpha: float, steps: int) -> float:
@@ -23,37 +54,115 @@ def step_size(eps: float, alpha: float, steps: int) -> float:
     return alpha or eps * max(MADRY_STEP / steps, SHORTEST_STEP)
 
 
-def _pgd(record: records.Attack) -> PGD:
+def _pgd(record: records.Attack, classes: int) -> tuple[Member, ...]:
     relative = step_size(record.eps, record.alpha, record.steps) / record.eps
-    return PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed)
+    return _one(record, classes, PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed))
 
 
-METHODS: dict[str, Callable[[records.Attack], Attack]] = {"pgd": _pgd}
+def _fgsm(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    relative = (record.alpha or record.eps) / record.eps
+    return _one(record, classes, PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed))
 
 
-def build(record: records.Attack) -> tuple[Attack, tuple[Stage, ...]]:
-    """The attack that a record names, with its stages.
+METHODS: dict[str, Method] = {
+    "pgd": Method("projected gradient descent (Madry et al. 2018), the worst iterate kept", _pgd, 20),
+    "fgsm": Method("one step of PGD, as long as the radius (Goodfellow et al. 2015)", _fgsm, 1),
+}
 
-    Args:
-        record: method, norm, eps, alpha (0 = see `step_size`), steps, restarts, start, seed.
+
+def method(name: str) -> Method:
+    """The method of that name; `ConfigError` names the nearest."""
+    if name not in METHODS:
+        raise ConfigError(f'no attack is called "{name}".', next=nearest(name, METHODS))
+    return METHODS[name]
+
+
+def settled(record: records.Attack) -> records.Attack:
+    """The record with everything that was left to the method written out, or refused.
 
     Raises:
-        ConfigError: no such method or norm, a radius or a count that cannot be, or a start without a gradient.
+        ConfigError: no such method; a norm, a task, a radius or a count that it cannot have; no gradient at the start.
     """
-    if record.method not in METHODS:
-        raise ConfigError(f'no attack is called "{record.method}".', next=nearest(record.method, METHODS))
-    if not record.eps > 0 or record.steps < 1 or record.restarts < 1 or record.alpha < 0:
+    chosen = method(record.method)
+    record = msgspec.structs.replace(
+        record, steps=record.steps or chosen.steps, push="" if chosen.pushes else record.push
+    )
+    if record.norm not in chosen.norms:
+        raise ConfigError(f"{record.method} knows no {record.norm} ball.", next=f"It knows {', '.join(chosen.norms)}.")
+    if record.through not in chosen.through:
         raise ConfigError(
-            f"an attack with eps {record.eps:g}, alpha {record.alpha:g}, {record.steps} steps, "
-            f"{record.restarts} restarts.",
-            next="eps must be above 0 (pixels span [0, 1]; write 8/255), steps and restarts at least 1.",
+            f"{record.method} attacks {' and '.join(chosen.through)}, and was to attack {record.through}.",
+            next="Take pgd or apgd, which raise any harm.",
         )
-    if record.norm == "linf" and record.eps > 1:
+    if record.steps < 1 or record.restarts < 1 or record.alpha < 0 or record.targets < 0 or record.samples < 1:
         raise ConfigError(
-            f"eps {record.eps:g} is more than the whole range of a pixel.", next=f"Write {record.eps:g}/255."
+            f"an attack with alpha {record.alpha:g}, {record.steps} steps, {record.restarts} restarts, "
+            f"{record.targets} targets, {record.samples} samples.",
+            next="alpha and targets must be 0 or more, the others at least 1.",
         )
+    _check_radius(record, chosen)
     if record.start == "zero" and record.through == "embedding":
         raise ConfigError(
             "An embedding attack from the clean image: its gradient is exactly zero there.", next='Use start "random".'
         )
-    return METHODS[record.method](record), tuple(Stage(restart=i) for i in range(record.restarts))
+    return record
+
+
+def _check_radius(record: records.Attack, chosen: Method) -> None:
+    if record.eps == 0 and chosen.nearest:
+        return
+    if not record.eps > 0:
+        more = "" if record.eps < 0 else " Without a radius: fab finds the nearest adversarial image."
+        raise ConfigError(f"an attack of radius {record.eps:g}.", next=f"Pixels span [0, 1]: write --eps 8/255.{more}")
+    if record.norm == "linf" and record.eps > 1:
+        raise ConfigError(
+            f"eps {record.eps:g} is more than the whole range of a pixel.",
+            next=f"Did you mean {record.eps:g}/255? Pixels span [0, 1].",
+        )
+
+
+def build(record: records.Attack, *, classes: int = 0) -> tuple[Member, ...]:
+    """The attacks that a record names, to be run as a cascade.
+
+    Args:
+        record: settled here, if it was not.
+        classes: that the victim tells apart; 0 = not known, or none.
+
+    Raises:
+        ConfigError: as `settled`; or a method that needs the number of classes, or more of them.
+    """
+    record = settled(record)
+    members = method(record.method).members(record, classes)
+    if record.precision == "fp32" or record.eps == 0:
+        return members
+    # Survivors of the coarser precision are attacked once more in float32, from where it left them.
+    last = PGD(ball(record.norm), FINISH, 1 / FINISH, begin="given", seed=record.seed)
+    return (*members, Member("float32", last, members[0].push, exact=True))
+
+
+def stop_of(record: records.Attack, *, lost: bool) -> Stop:
+    """What ends a row of this attack: without a radius nothing does, nor where the task knows no loss."""
+    if record.eps == 0:
+        return "nearest"
+    return "lost" if lost else "never"
+
+
+def _one(record: records.Attack, classes: int, attack: Attack) -> tuple[Member, ...]:
+    """One attack on the record's push, over its restarts and targets."""
+    return (Member(record.method, attack, record.push, stages(record, classes)),)
+
+
+def stages(record: records.Attack, classes: int) -> tuple[Stage, ...]:
+    """Every target, each from every restart; untargeted where the record names no targets.
+
+    Raises:
+        ConfigError: targets without classes.
+    """
+    if not record.targets:
+        return tuple(Stage(restart=i) for i in range(record.restarts))
+    if classes < 2:
+        raise ConfigError(
+            f"{record.targets} classes were to be aimed at, and the victim knows {classes}.", next="Leave targets out."
+        )
+    aimed = range(min(record.targets, classes - 1))
+    return tuple(Stage(restart=i, target=target) for target in aimed for i in range(record.restarts))

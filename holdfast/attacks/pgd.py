@@ -8,11 +8,10 @@ Here with the worst iterate by score kept. FGSM (Goodfellow et al. 2015) is one 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from holdfast.attacks.balls import Ball
+from holdfast.attacks.balls import Ball, Begin, begun
 from holdfast.attacks.executor import Stage, State
 from holdfast.attacks.harm import Harm, Rows, ascent, judged
 
@@ -25,27 +24,24 @@ class PGD:
         ball: where the perturbation may go.
         steps: gradient steps.
         relative_step: alpha in units of each row's epsilon.
-        begin: random in the ball, or at the clean image.
+        begin: random in the ball, at the clean image, or at `rows["begin"]`.
         seed: of the random start, which is keyed by image and restart.
     """
 
     ball: Ball
     steps: int
     relative_step: float
-    begin: Literal["random", "zero"] = "random"
+    begin: Begin = "random"
     seed: int = 0
 
     def start(self, harm: Harm, x: Tensor, rows: Rows, stage: Stage) -> State:
         """State at the start: `pixels` [b, 3, h, w] and `eps` [b] of this stage."""
         eps = rows["eps"] * stage.radius
-        if self.begin == "random":
-            pixels = self.ball.start(x, eps, rows["key"], "pgd", self.seed, stage.restart)
-        else:
-            pixels = x.clone()
-        return {"pixels": pixels, "eps": eps}
+        begin: Begin = "given" if stage.carry else self.begin
+        return {"pixels": begun(self.ball, begin, x, rows, eps, "pgd", self.seed, stage.restart), "eps": eps}
 
     def step(self, harm: Harm, x: Tensor, rows: Rows, state: State, t: Tensor) -> State:
-        """One ascent: the new pixels, and as `seen`, `value`, `score`, `flat` what was looked at."""
+        """One ascent: the new pixels, and as `seen`, `value`, `score`, `flat`, `broken` what was looked at."""
         look = ascent(harm, state["pixels"], rows, t)
         alpha = (self.relative_step * state["eps"]).view(-1, 1, 1, 1)
         moved = state["pixels"] + alpha * self.ball.steepest(look.gradient)
@@ -55,9 +51,11 @@ class PGD:
             "seen": state["pixels"],
             "value": look.value.expand(len(x)),
             "score": look.score,
-            "flat": look.gradient.flatten(1).abs().amax(1) == 0,
+            "flat": look.flat,
+            "broken": look.broken,
         }
 
     def finish(self, harm: Harm, x: Tensor, rows: Rows, state: State) -> State:
-        """The last iterate, judged without gradient: `seen` and `score`."""
-        return {**state, "seen": state["pixels"], "score": judged(harm, state["pixels"], rows)}
+        """The last iterate, judged without gradient: `seen` and `score`; the next stage may `carry` on from it."""
+        last = state["pixels"]
+        return {**state, "seen": last, "score": judged(harm, last, rows), "carry": last}

@@ -19,3 +19,8 @@ def margin(logits: Tensor, label: Tensor) -> Tensor:
     true = logits.gather(1, label[:, None]).squeeze(1)
     others = logits.scatter(1, label[:, None], -torch.inf)
     return others.amax(1) - true
+
+
+def difference(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """Logit of `target` minus that of `label`: [b, k], int64 [b] twice -> [b]; above 0 = the target is preferred."""
+    return logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, label[:, None]).squeeze(1)

@@ -166,8 +166,7 @@ def load_published() -> Textures:
     named = os.environ.get(VARIABLE)
     where = f"in {named}, which {VARIABLE} names" if named else f"in an installed {_DISTRIBUTION}"
     raise ConfigError(
-        f"The five files {', '.join(_PUBLISHED)} are not {where}"
-        + ("." if named else f", and {VARIABLE} is not set."),
+        f"The five files {', '.join(_PUBLISHED)} are not {where}" + ("." if named else f", and {VARIABLE} is not set."),
         asked='Frost with textures="published".',
         next=f'Set {VARIABLE}=FOLDER to the folder that holds them, or write textures: "drawn".',
     )

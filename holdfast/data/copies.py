@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.records import Corruption, Data, Environment, Record, build
+from holdfast.codec import Record, build
+from holdfast.records import Corruption, Data, Environment
 
 RECORD, NAMES = "corrupt.yaml", "ids.txt"
 Layout = Literal["folders", "arrays"]

@@ -5,8 +5,9 @@ Everything goes through the encoder in chunks padded to one size, so that a verd
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.balls import ball
-from holdfast.attacks.executor import Found, pursue
-from holdfast.attacks.harm import Harm, Rows, See
-from holdfast.attacks.methods import build
+from holdfast.attacks.board import laid
+from holdfast.attacks.cascade import cascade
+from holdfast.attacks.executor import Found, Keep
+from holdfast.attacks.harm import Rows, See
+from holdfast.attacks.methods import AIMED, build, stop_of
 from holdfast.corruptions.table import corrupt
 from holdfast.data.batches import Batch, Source, batches, to_pixels
 from holdfast.data.conditions import KINDS
@@ -75,6 +78,14 @@ class Bench:
         self._decoded.move_to_end(key)
         return self._decoded[key]
 
+    def victim(self, job: Job, attack: Attack) -> tuple[Encoder, Task]:
+        """The encoder that an attack is made on, and its task there: the job's own, or a surrogate's."""
+        if attack.surrogate is not None:
+            cell = Cell(data=job.data, encoder=attack.surrogate.encoder, judge=attack.surrogate.judge)
+        else:
+            cell = next(cell for cell in job.cells if cell.judge.task == attack.through)
+        return self.encoder(cell.encoder), self.task(cell)
+
     def counting(self, see: See) -> See:
         """`see`, counted."""
 
@@ -98,17 +109,26 @@ class Made(NamedTuple):
         before: the attack: corrupted or clean.
         after: all stages: what is judged.
         rounded: `after` in steps of 1/255, as an 8-bit file would hold it.
-        found: by the attack; None where there is none.
+        trace: of the attack, [n] each; None where there is none.
     """
 
     clean: Tensor
     before: Tensor
     after: Tensor
     rounded: Tensor
-    found: Found | None
+    trace: dict[str, Tensor] | None
 
 
-def outcomes(job: Job, indices: range, chunk: int, bench: Bench) -> dict[str, Outcomes]:
+class Chunk(NamedTuple):
+    """A pass of images: ids, padded pixels as decoded and after any corruption, padded rows."""
+
+    ids: list[str]
+    clean: Tensor
+    before: Tensor
+    rows: Rows
+
+
+def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep | None = None) -> dict[str, Outcomes]:
     """Per-image outcomes of one block, by cell.
 
     Args:
@@ -116,6 +136,7 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench) -> dict[str, Ou
         indices: of the images in the job's source.
         chunk: images per pass, at least 8; the last pass is padded.
         bench: images, encoders, tasks.
+        keep: where an attack keeps what it has under way.
 
     Returns:
         By cell id: "id" and the outcomes of the cell's task, arrays [n] each; attacked cells also hold `attack_*` and
@@ -125,15 +146,32 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench) -> dict[str, Ou
         TrustError: an outcome is not finite, or an attack left its ball.
     """
     parts: dict[str, list[Outcomes]] = {cell.id: [] for cell in job.cells}
+    attack = next((stage for stage in job.stages if isinstance(stage, Attack)), None)
+    chunks: Iterable[Chunk] = _chunks(job, indices, chunk, bench)
+    if attack is not None:
+        chunks = list(chunks)  # an attack lets rows of the whole block share its passes
+        found = attacked(job, attack, chunks, bench, keep=keep)
+    at = 0
+    for part in chunks:
+        n, after, trace = len(part.ids), part.before, None
+        if attack is not None:
+            places = at + torch.arange(chunk, device=bench.device) % n
+            after, trace = laid(found.pixels[places]), {name: row[places] for name, row in found.trace.items()}
+        made = Made(part.clean, part.before, after, (after * 255).round() / 255 if trace else after, trace)
+        views = Views(bench, (tuple(part.ids), chunk), made.clean)
+        for cell in job.cells:
+            judged = _judged(cell, made, part.rows, views)
+            parts[cell.id].append({"id": np.array(part.ids), **_arrays(judged, n)})
+        at += n
+    return {name: joined(found) for name, found in parts.items()}
+
+
+def _chunks(job: Job, indices: range, chunk: int, bench: Bench) -> Iterator[Chunk]:
     for at, batch in enumerate(bench.batches(job.data, indices, chunk)):
         bench.check()
-        pixels, rows = padded(batch, chunk, bench.device)
-        made = make(job, pixels, rows, bench, given=given(job, indices[at * chunk :][: len(batch.ids)], chunk, bench))
-        views = Views(bench, (tuple(batch.ids), chunk), made.clean)
-        for cell in job.cells:
-            found = _judged(cell, made, rows, views)
-            parts[cell.id].append({"id": np.array(batch.ids), **_arrays(found, len(batch.ids))})
-    return {name: joined(found) for name, found in parts.items()}
+        clean, rows = padded(batch, chunk, bench.device)
+        held = given(job, indices[at * chunk :][: len(batch.ids)], chunk, bench)
+        yield Chunk(batch.ids, clean, conditioned(job, clean, rows, held), rows)
 
 
 class Views:
@@ -192,17 +230,7 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
 def padded(batch: Batch, chunk: int, device: torch.device) -> tuple[Tensor, Rows]:
     """Pixels and rows of a batch on the device, repeated up to `chunk` rows."""
     at = torch.arange(chunk) % len(batch.ids)
-    return laid_out(batch.pixels[at].to(device)), {name: row[at].to(device) for name, row in batch.rows.items()}
-
-
-def laid_out(pixels: Tensor) -> Tensor:
-    """Pixels in the one memory layout of their device: kernels differ in the last digit from layout to layout.
-
-    On a CPU the channels of a pixel lie together, which makes convolutions up to three times faster.
-    """
-    return pixels.contiguous(
-        memory_format=torch.channels_last if pixels.device.type == "cpu" else torch.contiguous_format
-    )
+    return laid(batch.pixels[at].to(device)), {name: row[at].to(device) for name, row in batch.rows.items()}
 
 
 def given(job: Job, indices: Sequence[int], chunk: int, bench: Bench) -> Tensor | None:
@@ -214,25 +242,20 @@ def given(job: Job, indices: Sequence[int], chunk: int, bench: Bench) -> Tensor 
     return padded(batch, chunk, bench.device)[0]
 
 
-def make(job: Job, clean: Tensor, rows: Rows, bench: Bench, *, given: Tensor | None) -> Made:
-    """The pixels that a job judges: corrupted, then attacked, where it has such stages.
+def conditioned(job: Job, clean: Tensor, rows: Rows, given: Tensor | None) -> Tensor:
+    """The pixels of a chunk before any attack: corrupted where the job has such a stage.
 
     Args:
         job: what is measured.
         clean: pixels of the chunk, padded; the corrupted ones where the job's data is a corrupted set itself.
         rows: of the chunk.
-        bench: images, encoders, tasks.
         given: as the function `given` found it.
     """
-    before, after, found = clean, clean, None
+    pixels = clean
     for stage in job.stages:
         if isinstance(stage, Corruption):
-            before = after = _under(job, stage, after, rows, given)
-        else:
-            before = after
-            found = attacked(job, stage, clean, before, rows, bench)
-            after = found.pixels
-    return Made(clean, before, after, after if found is None else (after * 255).round() / 255, found)
+            pixels = _under(job, stage, pixels, rows, given)
+    return pixels
 
 
 def _is_itself(data: Data, stage: Corruption) -> bool:
@@ -255,39 +278,56 @@ def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:
     """A corruption of pixels in [0, 1]: to bytes, which is exact for decoded images, and back."""
     images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     changed = corrupt(images, corruption, rows["key"])
-    return laid_out(to_pixels(changed.permute(0, 3, 1, 2)))
+    return laid(to_pixels(changed.permute(0, 3, 1, 2)))
 
 
-def attacked(job: Job, attack: Attack, clean: Tensor, start: Tensor, rows: Rows, bench: Bench) -> Found:
-    """One padded chunk attacked through the head that the stage names.
+def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *, keep: Keep | None = None) -> Found:
+    """The images of some chunks attacked through the head that the stage names.
+
+    Returns:
+        One row per image, in their order; `trace` also holds `norm` (of the perturbation) and `score`.
 
     Raises:
         TrustError: the result is outside its ball or the box, checked here in float64 and apart from the attack.
     """
-    cell = next(cell for cell in job.cells if cell.judge.task == attack.through)
-    encoder, task = bench.encoder(cell.encoder), bench.task(cell)
-    method, stages = build(attack)
-    with victim(encoder, task, attack.push) as harm:
+    encoder, task = bench.victim(job, attack)
+    members = build(attack, classes=task.classes)
+    with victim(encoder, task, members[0].push, precision=attack.precision, samples=attack.samples) as harm:
         see = bench.counting(harm.see)
-        eps = torch.full((len(start),), attack.eps, device=start.device)
-        truth = {**task.truth(clean, rows, see), "eps": eps}
-        (found,) = pursue(
-            method,
-            Harm(see, harm.push, harm.score),
-            start,
+        exact = None if harm.exact is None else bench.counting(harm.exact)
+        counted = dataclasses.replace(harm, see=see, exact=exact)
+        truths = [_truth(task, attack, part, exact or see) for part in chunks]
+        truth = {name: torch.cat([t[name] for t in truths]) for name in truths[0]}
+        before = laid(torch.cat([part.before[: len(part.ids)] for part in chunks]))
+        truth["eps"] = torch.full((len(before),), attack.eps or torch.inf, device=before.device)
+        found = cascade(
+            members,
+            counted,
+            task.pushes,
+            before,
             truth,
-            stages,
-            slots=len(start),
-            stop="lost" if task.stop else "never",
+            slots=len(chunks[0].before),
+            stop=stop_of(attack, lost=task.stop),
+            keep=keep,
         )
-    norm = ball(attack.norm).norm(found.pixels.double() - start.double())
+    norm = ball(attack.norm).norm(found.pixels.double() - before.double())
     furthest, low, high = float(norm.max()), float(found.pixels.min()), float(found.pixels.max())
-    if not (furthest <= attack.eps + TOLERANCE * max(1.0, attack.eps) and low >= 0 and high <= 1):
+    allowed = attack.eps or torch.inf
+    if not (furthest <= allowed + TOLERANCE * max(1.0, attack.eps) and low >= 0 and high <= 1):
         raise TrustError(
             f"An image left its ball: norm {furthest:.9g} for eps {attack.eps:.9g}, pixels in [{low:g}, {high:g}].",
             next="Please report it with the cell's config.",
         )
     return found._replace(trace={**found.trace, "norm": norm, "score": found.score})
+
+
+def _truth(task: Task, attack: Attack, part: Chunk, see: See) -> Rows:
+    """What the harm compares a chunk's images with, padding left out."""
+    rows = task.truth(part.clean, part.rows, see)
+    if attack.targets or attack.aim == "towards" or attack.method in AIMED:
+        with torch.no_grad():
+            rows = {**rows, **task.aims(see(part.clean), rows, seed=attack.seed)}
+    return {name: row[: len(part.ids)] for name, row in rows.items()}
 
 
 def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tensor]:
@@ -296,10 +336,10 @@ def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tenso
         see = views.see(encoder, cell.encoder.digest_of_weights, task)
         truth = views.truth(cell, task, rows, see)
         found = task.outcome(see(made.after), truth)
-        if made.found is not None:
+        if made.trace is not None:
             rounded = task.outcome(see(made.rounded), truth)
             found |= {f"rounded_{name}": part for name, part in rounded.items() if part.dtype == torch.bool}
-            found |= {f"attack_{name}": part for name, part in made.found.trace.items()}
+            found |= {f"attack_{name}": part for name, part in made.trace.items()}
     for name, part in found.items():
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):
             raise TrustError(f"{name} of {cell.encoder.spec} is not finite.", next="Look for overflow in the encoder.")

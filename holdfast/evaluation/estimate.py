@@ -65,9 +65,10 @@ class _Clock:
             with still(encoder, task), torch.no_grad():
                 encoder.vector(pixels)
 
-        return self._timed(("forward", model.digest_of_weights, *self._shape(data)), work) + self._known[
-            ("read", data.digest())
-        ]
+        return (
+            self._timed(("forward", model.digest_of_weights, *self._shape(data)), work)
+            + self._known[("read", data.digest())]
+        )
 
     def gradient(self, model: Model, data: Data) -> float:
         """Of one step of an attack."""

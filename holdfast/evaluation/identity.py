@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
+from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.errors import ConflictError
 from holdfast.evaluation.rows import radius
-from holdfast.records import SCHEMA, Attack, Environment, Record
+from holdfast.records import SCHEMA, Attack, Environment
 
 # Fields that change where and how fast, not what: a run continues whatever they are.
 IGNORED = ("out", "device", "threads", "chunk", "block", "shard", "dry_run", "replace")

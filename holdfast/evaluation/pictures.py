@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from holdfast.attacks.board import laid
 from holdfast.attacks.executor import SMALLEST
 from holdfast.data.batches import batches
-from holdfast.evaluation.blocks import Bench, Outcomes, given, joined, make, padded, spans
+from holdfast.evaluation.blocks import Bench, Chunk, Outcomes, attacked, conditioned, given, joined, padded, spans
 from holdfast.evaluation.plan import Job
 from holdfast.records import Cell
 from holdfast.tasks.saliency import Saliency
@@ -65,17 +66,20 @@ def pictures(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) ->
     k, chunk = len(places), min(chunk, SMALLEST)
     (batch,) = batches(bench.source(job.data), size=k, indices=[place for place, _ in places])
     pixels, rows = padded(batch, chunk, bench.device)
-    made = make(job, pixels, rows, bench, given=given(job, [place for place, _ in places], chunk, bench))
+    before = conditioned(job, pixels, rows, given(job, [place for place, _ in places], chunk, bench))
+    assert cell.attack is not None, "only attacked cells have these pictures"
+    found = attacked(job, cell.attack, [Chunk(batch.ids, pixels, before, rows)], bench)
+    after = laid(found.pixels[torch.arange(chunk, device=bench.device) % k])
     with still(encoder, task):
         truth = task.truth(pixels, rows, seer(encoder, task))
-        shown = (("clean", made.before), ("now", made.after))
+        shown = (("clean", before), ("now", after))
         seen = {name: observe(task, encoder, image, truth) for name, image in shown}
     none = torch.full((k,), -1)
     return {
         "id": np.array(batch.ids),
         "rule": np.array([rule for _, rule in places]),
-        "clean": _hwc((made.before[:k] * 255).round().to(torch.uint8)),
-        "delta": _hwc((made.after - made.before)[:k].half()),
+        "clean": _hwc((before[:k] * 255).round().to(torch.uint8)),
+        "delta": _hwc((after - before)[:k].half()),
         "label": rows.get("label", none)[:k].cpu().numpy(),
         "clean_prediction": seen["clean"].get("prediction", none)[:k].cpu().numpy(),
         "prediction": seen["now"].get("prediction", none)[:k].cpu().numpy(),
@@ -137,12 +141,12 @@ def looks(job: Job, cell: Cell, whole: Outcomes, chunk: int, bench: Bench) -> Ou
     parts: list[Outcomes] = []
     for batch, span in zip(batches(source, size=chunk, indices=at), spans(len(at), chunk)):
         pixels, rows = padded(batch, max(SMALLEST, len(span)), bench.device)
-        made = make(job, pixels, rows, bench, given=given(job, at[span.start : span.stop], len(pixels), bench))
+        changed = conditioned(job, pixels, rows, given(job, at[span.start : span.stop], len(pixels), bench))
         with still(encoder, task):
-            truth = task.truth(made.clean, rows, seer(encoder, task))
-            maps = {"clean_map": task.maps(made.clean, truth), "map": task.maps(made.after, truth)}
+            truth = task.truth(pixels, rows, seer(encoder, task))
+            maps = {"clean_map": task.maps(pixels, truth), "map": task.maps(changed, truth)}
         k = len(span)
-        shown = {"clean": made.clean, "changed": made.after}
+        shown = {"clean": pixels, "changed": changed}
         parts.append(
             {name: _hwc((image[:k] * 255).round().to(torch.uint8)) for name, image in shown.items()}
             | {name: found[:k].half().cpu().numpy() for name, found in maps.items()}

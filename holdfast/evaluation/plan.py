@@ -10,13 +10,14 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from holdfast.attacks.executor import SMALLEST
-from holdfast.attacks.methods import build
+from holdfast.attacks.methods import settled as complete
+from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.frost import VARIABLE, find_published, load_published
 from holdfast.corruptions.table import entry
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
-from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Record, Stage
+from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Stage
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding
 from holdfast.tasks.task import Task
@@ -373,6 +374,4 @@ def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, 
     if config.eps is not None:
         templates = list(dict.fromkeys(msgspec.structs.replace(attack, eps=1.0) for attack in changed))
         changed = list(_grid(config.eps, templates))
-    for attack in changed:
-        build(attack)
-    return tuple(dict.fromkeys(changed))
+    return tuple(dict.fromkeys(complete(attack) for attack in changed))

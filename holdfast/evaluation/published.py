@@ -6,7 +6,7 @@ import functools
 from importlib import resources
 from typing import NamedTuple
 
-from holdfast.records import Record, read_json
+from holdfast.codec import Record, read_json
 
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),

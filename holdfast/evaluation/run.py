@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
 from holdfast.evaluation import statistics
 from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
 from holdfast.evaluation.environment import environment
+from holdfast.evaluation.keeping import Kept
 from holdfast.evaluation.pictures import looks, pictures
 from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
@@ -172,7 +174,14 @@ def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
     before = bench.forwards, bench.backwards
     # A small set is not padded to more than its own size.
     most = max(SMALLEST, len(bench.source(job.data)))
-    found = _fitting(lambda chunk: outcomes(job, indices, min(chunk, most), bench), run, bar)
+    under_way = run.store.folder / "blocks" / job.key / f"{indices.start}-{indices.stop}"
+
+    def work(chunk: int) -> dict[str, Outcomes]:
+        keep = Kept(under_way / str(chunk), bench.check)
+        return outcomes(job, indices, min(chunk, most), bench, keep=keep)
+
+    found = _fitting(work, run, bar)
+    shutil.rmtree(under_way, ignore_errors=True)
     flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
     seconds = time.monotonic() - began
     cost = np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])

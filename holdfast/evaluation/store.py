@@ -25,11 +25,12 @@ import numpy.typing as npt
 from rich.table import Table
 
 from holdfast import disk
+from holdfast.codec import build, pretty, read_json, to_yaml
 from holdfast.configs import BenchConfig
 from holdfast.errors import ConfigError, ConflictError, DataError, TrustError
 from holdfast.evaluation.identity import RunRecord, conflict, differences
 from holdfast.evaluation.rows import called, order, rows
-from holdfast.records import Cell, Environment, Result, build, pretty, read_json, to_yaml
+from holdfast.records import Cell, Environment, Result
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 

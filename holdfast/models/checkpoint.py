@@ -15,11 +15,12 @@ from torch import nn
 
 import holdfast
 from holdfast import disk
+from holdfast.codec import build
 from holdfast.errors import CheckpointError, ConfigError
 from holdfast.models import architectures, cifar, containers, matching
 from holdfast.models.architectures import Manners
 from holdfast.models.encoder import Encoder, Geometry
-from holdfast.records import Model, build
+from holdfast.records import Model
 
 FILE = "encoder.safetensors"
 

@@ -19,6 +19,7 @@ from holdfast.records import Model
 __all__ = ["Encoder", "Features", "Geometry", "frozen"]
 
 NORMS = ("eval", "batch")
+Precision = Literal["fp32", "bf16"]
 
 
 class Geometry(NamedTuple):
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
         with self._exact(pixels):
             return self._reader.read(self._normalised(pixels), tuple(levels), normed)
 
-    def vector(self, pixels: Tensor, level: str = "pooled") -> Tensor:
+    def vector(self, pixels: Tensor, level: str = "pooled", *, precision: Precision = "fp32") -> Tensor:
         """One vector per image, [b, dims(level)]; computes no further than the level.
 
         A map is averaged over its positions, the class tokens of `clsN` are laid end to end. Arguments and errors as

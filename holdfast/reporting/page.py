@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from holdfast import disk
+from holdfast.codec import to_yaml
 from holdfast.errors import DataError
 from holdfast.evaluation.checks import Check, checks
 from holdfast.evaluation.curves import Subject, subjects
@@ -17,7 +18,6 @@ from holdfast.evaluation.rows import condition, interval, last_line
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
-from holdfast.records import to_yaml
 from holdfast.reporting import gallery, maps, sections, similarity
 from holdfast.reporting.corruptions import corruption
 from holdfast.reporting.figures import GLYPHS, PALETTE, shape

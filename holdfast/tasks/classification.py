@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.harm import Out, Push, Rows, See
-from holdfast.attacks.scores import cross_entropy, margin
+from holdfast.attacks.scores import cross_entropy, difference, margin
 from holdfast.models.encoder import Encoder
 from holdfast.models.features import Features
 from holdfast.tasks.task import Measure, Member
@@ -24,18 +24,25 @@ class Classification:
         level: features that the head reads.
         within: the labels that can occur, where the images are of fewer classes than the head knows (ImageNet-A and -R:
             200 of 1000); empty = all. Accuracy is then given twice: among all classes, and among these.
+        known: how many classes the head tells apart; 0 = not said, which no targeted attack accepts.
     """
 
     head: nn.Module | None = None
     level: str = "pooled"
     within: tuple[int, ...] = ()
+    known: int = 0
 
     @property
     def pushes(self) -> Mapping[str, Push]:
-        """`ce`: cross-entropy in nats; `margin`: best other logit minus the true one (Carlini and Wagner 2017)."""
+        """`ce`: cross-entropy in nats; `margin`: best other logit minus the true one (Carlini and Wagner 2017).
+
+        Those that end in `_target` raise the class `rows["target"]`: minus its cross-entropy; its logit minus the true.
+        """
         return {
             "ce": lambda out, rows, t: cross_entropy(out["logits"], rows["label"]),
             "margin": lambda out, rows, t: margin(out["logits"], rows["label"]),
+            "ce_target": lambda out, rows, t: -cross_entropy(out["logits"], rows["target"]),
+            "margin_target": lambda out, rows, t: difference(out["logits"], rows["label"], rows["target"]),
         }
 
     @property
@@ -47,6 +54,16 @@ class Classification:
     def stop(self) -> bool:
         """A margin above 0 is a wrong label."""
         return True
+
+    @property
+    def classes(self) -> int:
+        """How many logits there are."""
+        return self.known
+
+    def aims(self, out: Out, rows: Rows, *, seed: int) -> Rows:
+        """`ranked`: the wrong classes of each image, the likeliest first, int64 [b, k - 1]."""
+        others = out["logits"].scatter(1, rows["label"][:, None], -torch.inf)
+        return {"ranked": others.argsort(dim=1, descending=True, stable=True)[:, :-1]}
 
     def modules(self) -> tuple[nn.Module, ...]:
         """The fitted head; an own head belongs to the encoder."""

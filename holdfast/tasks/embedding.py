@@ -95,6 +95,15 @@ class Embedding:
         """A distance is never lost or won: the whole run counts."""
         return False
 
+    @property
+    def classes(self) -> int:
+        """No logits."""
+        return 0
+
+    def aims(self, out: Out, rows: Rows, *, seed: int) -> Rows:
+        """Nothing yet."""
+        return {}
+
     def modules(self) -> tuple[nn.Module, ...]:
         """No head with parameters."""
         return ()

@@ -154,6 +154,15 @@ class Saliency:
         """A drift is never lost or won."""
         return False
 
+    @property
+    def classes(self) -> int:
+        """No logits."""
+        return 0
+
+    def aims(self, out: Out, rows: Rows, *, seed: int) -> Rows:
+        """Nothing: saliency is not attacked."""
+        return {}
+
     def modules(self) -> tuple[nn.Module, ...]:
         """The fitted head; an own head belongs to the encoder."""
         return () if self.head is None else (self.head,)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.harm import Harm, Out, Push, Rows, See
 from holdfast.errors import ConfigError, nearest
-from holdfast.models.encoder import Encoder, frozen
+from holdfast.models.encoder import Encoder, Precision, frozen
 
 PIXELS = "pixels"
 """The level of a task that reads the images themselves."""
@@ -67,6 +67,15 @@ class Task(Protocol):
         """The heads, to be frozen with the encoder."""
         ...
 
+    @property
+    def classes(self) -> int:
+        """How many classes its logits tell apart; 0 where it has none."""
+        ...
+
+    def aims(self, out: Out, rows: Rows, *, seed: int) -> Rows:
+        """What a targeted attack reads, from the outputs of the clean pixels."""
+        ...
+
     def read(self, encoder: Encoder, vector: Tensor) -> Out:
         """This task's outputs from its level's vector [b, d] (images [b, 3, h, w] at `PIXELS`); differentiable."""
         ...
@@ -92,21 +101,26 @@ class Task(Protocol):
         ...
 
 
-def seer(encoder: Encoder, task: Task) -> See:
+def seer(encoder: Encoder, task: Task, precision: Precision = "fp32") -> See:
     """The function from pixels to a task's outputs, closed over encoder and head."""
     if task.level == PIXELS:
         return lambda pixels: task.read(encoder, pixels)
-    return lambda pixels: task.read(encoder, encoder.vector(pixels, task.level))
+    return lambda pixels: task.read(encoder, encoder.vector(pixels, task.level, precision=precision))
 
 
 @contextlib.contextmanager
-def victim(encoder: Encoder, task: Task, push: str) -> Iterator[Harm]:
-    """A harm on the frozen encoder and head; module modes, flags, gradients and buffers are restored on leaving.
+def victim(
+    encoder: Encoder, task: Task, push: str, *, precision: Precision = "fp32", samples: int = 1
+) -> Iterator[Harm]:
+    """A harm on the frozen encoder and head; module modes, flags, gradients and buffers are restored on leaving, and so
+    is the global random state, of which a randomised encoder may draw.
 
     Args:
         encoder: what is attacked.
         task: what it is used for.
         push: name of the harm in `task.pushes`.
+        precision: that the attack sees in; whether a row is lost is always judged in float32.
+        samples: passes averaged in every look.
 
     Yields:
         The harm, valid inside the block.
@@ -116,8 +130,17 @@ def victim(encoder: Encoder, task: Task, push: str) -> Iterator[Harm]:
     """
     if push not in task.pushes:
         raise ConfigError(f'{type(task).__name__} has no harm "{push}".', next=nearest(push, task.pushes))
-    with still(encoder, task):
-        yield Harm(see=seer(encoder, task), push=task.pushes[push], score=task.score)
+    exact = seer(encoder, task)
+    see = exact if precision == "fp32" else seer(encoder, task, precision)
+    devices = [encoder.mean.device] if encoder.mean.device.type == "cuda" else []
+    with still(encoder, task), torch.random.fork_rng(devices=devices):
+        yield Harm(
+            see=see,
+            push=task.pushes[push],
+            score=task.score,
+            exact=None if precision == "fp32" else exact,
+            samples=samples,
+        )
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import msgspec
 import torch
 
 from holdfast import disk
+from holdfast.codec import Record, to_yaml
 from holdfast.errors import CheckpointError, ConflictError
-from holdfast.records import Record, to_yaml
 
 CONFIG, STATE, METRICS = "run.yaml", "state.pt", "metrics.jsonl"
 _FREE = ("out", "device", "threads", "replace", "save_every")

@@ -29,8 +29,7 @@ def linear(weight: torch.Tensor) -> Harm:
 
 
 def only(found):
-    found = list(found)
-    return torch.cat([f.pixels for f in found]), torch.cat([f.score for f in found])
+    return found.pixels, found.score
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
@@ -38,7 +37,8 @@ def test_linear_functional_is_raised_to_its_closed_form(norm: str, dual: int) ->
     weight = torch.randn(3, 8, 8, generator=draws.generator("weight"))
     x, eps = torch.full((5, 3, 8, 8), 0.5), 0.05
     harm = linear(weight)
-    attack, stages = methods.build(records.Attack(norm=norm, eps=eps, alpha=eps / 2, steps=20))
+    (member,) = methods.build(records.Attack(norm=norm, eps=eps, alpha=eps / 2, steps=20))
+    attack, stages = member.attack, member.stages
     _, score = only(pursue(attack, harm, x, rows(5, eps), stages, slots=8, stop="never"))
     gain = score - harm.score(harm.see(x), {})
     assert gain == pytest.approx(eps * float(torch.linalg.vector_norm(weight.flatten(), dual)), rel=1e-3)
@@ -122,7 +122,8 @@ def test_without_random_start_equal_to_foolbox(norm: str, peer: str) -> None:
     # A constant score makes the executor keep the last iterate, as foolbox does.
     harm = Harm(through(model).see, through(model).push, lambda out, rows: torch.zeros(len(out["logits"])))
     record = records.Attack(norm=norm, eps=eps, alpha=alpha, steps=steps, start="zero")
-    attack, stages = methods.build(record)
+    (member,) = methods.build(record)
+    attack, stages = member.attack, member.stages
     ours, _ = only(pursue(attack, harm, x, rows(20, eps, label=label), stages, slots=20, stop="never"))
     if norm == "linf":
         assert torch.equal(ours, raw)
@@ -163,12 +164,9 @@ def test_verdicts_do_not_depend_on_slots_or_order(stop: str) -> None:
 
     def run(order: torch.Tensor, slots: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         moved = {name: part[order] for name, part in row.items()}
-        score, trace = torch.empty(20), {}
-        for found in pursue(attack, through(model), x[order], moved, (Stage(0), Stage(1)), slots=slots, stop=stop):
-            score[order[found.at]] = found.score
-            for name, part in found.trace.items():
-                trace.setdefault(name, torch.empty(20))[order[found.at]] = part.float()
-        return score, trace
+        found = pursue(attack, through(model), x[order], moved, (Stage(0), Stage(1)), slots=slots, stop=stop)
+        back = order.argsort()
+        return found.score[back], {name: part.float()[back] for name, part in found.trace.items()}
 
     one, traced = run(torch.arange(20), 20)
     other, retraced = run(torch.arange(19, -1, -1), 8)
@@ -191,8 +189,8 @@ def test_watch_sees_every_step() -> None:
     model, (x, label) = net(), images(3)
     seen: list[Seen] = []
     attack, row = PGD(Linf(), 4, 0.25), rows(3, 0.02, label=label)
-    list(pursue(attack, through(model), x, row, slots=8, stop="never", watch=seen.append))
-    assert [s.step for s in seen] == [0, 1, 2, 3]
+    pursue(attack, through(model), x, row, slots=8, stop="never", watch=seen.append)
+    assert [s.step.tolist() for s in seen] == [[i, i, i] for i in range(4)]
     assert all(s.pixels.shape == (3, 3, 16, 16) and s.value.shape == (3,) and s.at.tolist() == [0, 1, 2] for s in seen)
     assert float(seen[-1].value.sum()) > float(seen[0].value.sum())
 
@@ -206,12 +204,12 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(PixelError):
         check_pixels(torch.full((1, 3, 2, 2), float("nan")))
     with pytest.raises(ConfigError, match="8 slots"):
-        list(pursue(PGD(Linf(), 1, 1), harm, x, rows(2, 0.1), slots=4))
+        pursue(PGD(Linf(), 1, 1), harm, x, rows(2, 0.1), slots=4)
     with pytest.raises(TrustError, match="inference_mode"), torch.inference_mode():
-        list(pursue(PGD(Linf(), 1, 1), harm, x, rows(2, 0.1), slots=8))
+        pursue(PGD(Linf(), 1, 1), harm, x, rows(2, 0.1), slots=8)
     broken = Harm(harm.see, lambda out, rows, t: out["value"] * torch.inf, harm.score)
     with pytest.raises(TrustError, match="not finite"):
-        list(pursue(PGD(Linf(), 1, 1), broken, x, rows(2, 0.1), slots=8, stop="never"))
+        pursue(PGD(Linf(), 1, 1), broken, x, rows(2, 0.1), slots=8, stop="never")
     with pytest.raises(ConfigError, match='"pgd"'):
         methods.build(records.Attack(method="pdg"))
 
@@ -237,4 +235,4 @@ def test_a_clean_score_that_is_no_number_is_refused(stop: str) -> None:
     harm = linear(torch.ones(3, 4, 4))
     broken = Harm(harm.see, harm.push, lambda out, rows: out["value"] * torch.nan)
     with pytest.raises(TrustError, match="score of an image is not finite"):
-        list(pursue(PGD(Linf(), 1, 1), broken, torch.rand(2, 3, 4, 4), rows(2, 0.1), slots=8, stop=stop))
+        pursue(PGD(Linf(), 1, 1), broken, torch.rand(2, 3, 4, 4), rows(2, 0.1), slots=8, stop=stop)

@@ -7,9 +7,10 @@ import math
 import msgspec
 import pytest
 
-from holdfast import configs, records
+from holdfast import codec, configs
+from holdfast.codec import build, canonical, number, read_json
 from holdfast.errors import ConfigError
-from holdfast.records import Attack, Cell, Corruption, Data, Judge, Metric, Model, build, canonical, number, read_json
+from holdfast.records import Attack, Cell, Corruption, Data, Judge, Metric, Model
 
 
 def cell(**fields: object) -> Cell:
@@ -74,14 +75,14 @@ def test_fractions_are_read_where_a_number_belongs_and_nowhere_else() -> None:
         (configs.TrainConfig, {"norm": "l3"}, r"Invalid enum value 'l3'"),
     ],
 )
-def test_what_does_not_fit_is_named(kind: type[records.Record], fields: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_is_named(kind: type[codec.Record], fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(kind, fields, origin="a.yaml")
 
 
 def test_yaml_round_trip() -> None:
     config = configs.BenchConfig(encoders=("a", "b"), eps=(4 / 255,), attacks=(Attack(eps=0.1),), mean=(0.5, 0.5, 0.5))
-    assert build(configs.BenchConfig, msgspec.yaml.decode(records.to_yaml(config))) == config
+    assert build(configs.BenchConfig, msgspec.yaml.decode(codec.to_yaml(config))) == config
 
 
 def test_nan_and_silence_are_refused() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast import cli, configs, errors, records, verbs
-from holdfast.records import Attack, Record
+from holdfast import cli, codec, configs, errors, verbs
+from holdfast.codec import Record
+from holdfast.records import Attack
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_help_writes_a_radius_as_people_do(capsys: pytest.CaptureFixture[str]) -
 )
 def test_spoken_number_reads_back(value: float, text: str) -> None:
     assert cli._spoken(value) == text
-    assert records.number(text) == value
+    assert codec.number(text) == value
 
 
 # -- exit codes --------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from holdfast import cli, configs, records, verbs
+from holdfast.codec import Record
 from holdfast.evaluation.store import read
-from holdfast.records import Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
