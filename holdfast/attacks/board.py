@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from holdfast.attacks.executor import Attack, Stage, State, Stop
 
 SMALLEST = 8
-# Slots are filled again when this share of them is free. Fewer sizes suit a compiled graph, more waste fewer rows.
+# Slots are filled again when this share of them is free; until then the live ones lie closer, in eighths of the slots.
 REFILL = 0.25
-SIZES = (0.75, 0.5, 0.375, 0.25, 0.125)
+SIZES = tuple(eighth / 8 for eighth in range(1, 8))
 FREE = -1
 SCALARS = ("score", "rank", "start", "early", "zero", "broken", "looks")
 
