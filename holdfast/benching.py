@@ -126,6 +126,8 @@ def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tupl
         found = {"published": "those of ImageNet-C, found here", "drawn": "drawn ones; HOLDFAST_FROST names a folder"}
         say(f"textures of frost: {found[settled.textures]}")
     _check_classes(settled, stock)
+    side = max(max(stock.source(subject.attacked).read(0).pixels.shape[:2]) for subject in stock.subjects)
+    settled = plan.at_protocol(settled, config, side)
     return settled, stock, plan.cells(settled, stock.subjects)
 
 

@@ -136,14 +136,22 @@ class AttackConfig(OnImages, frozen=True, kw_only=True):
         mean: see `Model`.
         std: see `Model`.
         images: image files; empty = the first of `data`.
-        out: folder for the lossless images and `gallery.html`.
+        out: folder for `adversarial.npz` (lossless), PNG files and `gallery.html`.
+        method: `holdfast ls attacks` lists them.
         through: embedding (no labels needed), or classification (the checkpoint's own head).
         push: harm that is raised; empty = the task's first.
         norm: of the ball.
-        eps: radius in pixel units.
-        alpha: step; 0 = see `Attack`.
-        steps: gradient steps.
+        eps: radius in pixel units; 0 = the nearest adversarial image (fab).
+        alpha: step; 0 = the method's own.
+        steps: gradient steps, or queries; 0 = the method's own.
         restarts: independent starts.
+        targets: so many wrong classes are aimed at, one after the other; 0 = none.
+        target: class to aim at, its name or number; empty = none.
+        aim: away from what the image is, or towards another class or another image's embedding.
+        level: of the features that an embedding attack moves; empty = pooled.
+        samples: passes averaged in every look, for a randomised encoder.
+        precision: of the encoder under attack; verdicts are float32.
+        surrogate: encoder that the attack is made on, where it is another one (transfer).
     """
 
     encoder: str = ""
@@ -153,13 +161,35 @@ class AttackConfig(OnImages, frozen=True, kw_only=True):
     std: tuple[float, float, float] | None = None
     images: tuple[str, ...] = ()
     out: str = "runs/attack"
+    method: str = "pgd"
     through: Literal["embedding", "classification"] = "embedding"
     push: str = ""
     norm: Norm = "linf"
     eps: float = 4 / 255
     alpha: float = 0.0
-    steps: int = 20
+    steps: int = 0
     restarts: int = 1
+    targets: int = 0
+    target: str = ""
+    aim: Literal["away", "towards"] = "away"
+    level: str = ""
+    samples: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    surrogate: str = ""
+
+
+class VerifyConfig(Record, frozen=True, kw_only=True):
+    """Judge the adversarial images on disk anew, apart from the attack: `holdfast verify runs/b`.
+
+    Attributes:
+        runs: folders of `bench` or of `attack`.
+        device: auto, cpu, cuda, cuda:1...
+        threads: of the CPU; 0 = as torch chooses.
+    """
+
+    runs: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int = 0
 
 
 class BenchConfig(OnImages, frozen=True, kw_only=True):
@@ -187,8 +217,13 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         fit_limit: at most so many images to fit on; 0 = all.
         norm: of the balls; empty = as the attacks say. Another norm needs `eps`.
         eps: radii in pixel units that replace those of the attacks.
-        attacks: attack records (YAML and Python); empty = the suite's.
-        steps: gradient steps of every attack; None = as in the attack records.
+        methods: attacks by name, through every task that they can attack, in place of the suite's.
+        attacks: attack records (YAML and Python), in place of the suite's.
+        steps: gradient steps, or queries, of every attack; None = as in the attack records.
+        samples: passes averaged in every look of every attack, for randomised encoders; None = as in the records.
+        precision: of the encoder under attack; verdicts are float32; empty = as in the records.
+        engine: of the passes under attack: eager, or compiled by torch (minutes at first; last digits differ).
+        transfer: each-other = images attacked through one encoder are also shown to every other one.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
         severities: 1 to 5.
@@ -224,10 +259,15 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     level: str = "pooled"
     fit_split: str = "train"
     fit_limit: int = 0
-    norm: Literal["", "linf", "l2"] = ""
+    norm: Literal["", "linf", "l2", "l1"] = ""
     eps: tuple[float, ...] | None = None
+    methods: tuple[str, ...] = ()
     attacks: tuple[Attack, ...] = ()
     steps: int | None = None
+    samples: int | None = None
+    precision: Literal["", "fp32", "bf16"] = ""
+    engine: Literal["eager", "compiled"] = "eager"
+    transfer: Literal["none", "each-other"] = "none"
     attack_limit: int | None = None
     corruptions: tuple[str, ...] | None = None
     severities: tuple[int, ...] | None = None

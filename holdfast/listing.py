@@ -43,7 +43,7 @@ def _attacks() -> list[str]:
     from holdfast.attacks.balls import BALLS
     from holdfast.attacks.methods import METHODS
 
-    return [*METHODS, f"balls: {', '.join(BALLS)}"]
+    return [*_table({name: method.about for name, method in METHODS.items()}), f"balls: {', '.join(BALLS)}"]
 
 
 def _corruptions() -> list[str]:
@@ -62,7 +62,7 @@ def _corruptions() -> list[str]:
 
 
 def _suites() -> list[str]:
-    from holdfast.evaluation.plan import SUITES
+    from holdfast.evaluation.suites import SUITES
 
     return _table({f"{suite.name} (version {suite.version})": suite.about for suite in SUITES.values()})
 

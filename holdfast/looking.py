@@ -5,112 +5,106 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from holdfast import disk, draws
-from holdfast.attacks.board import laid
-from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import SMALLEST, Found
-from holdfast.attacks.harm import check_pixels
-from holdfast.attacks.methods import build, settled, stop_of
+from holdfast import disk
+from holdfast.attacks.executor import Found
+from holdfast.codec import canonical
 from holdfast.configs import AttackConfig
-from holdfast.data.batches import Pixels8, to_pixels
+from holdfast.data.batches import Pixels8, fingerprint, to_pixels
 from holdfast.data.decode import decode, fit
 from holdfast.data.sources import images_for, open_source
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, ConflictError, DataError
+from holdfast.evaluation import few
 from holdfast.evaluation.rows import radius
+from holdfast.evaluation.starts import Delta
+from holdfast.evaluation.verifier import FILE, FILES
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.progress import Say
-from holdfast.records import Attack, Model
+from holdfast.records import Attack, Cell, Data, Judge, Model, Surrogate
+from holdfast.reporting.gallery import class_name
 from holdfast.reporting.look import Look, write
-from holdfast.tasks.classification import Classification
-from holdfast.tasks.embedding import Embedding
-from holdfast.tasks.task import Task, victim
 
 SHOWN = 8
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+class Shown(NamedTuple):
+    """The images that are looked at.
+
+    Attributes:
+        data: their record; the source of images that were named one by one is `files`, their ids are their paths.
+        ids: one name each.
+        pixels: uint8 [h, w, 3] each, of one size.
+        labels: int64 [b], or None.
+        classes: names of the labels; empty where there are none.
+    """
+
+    data: Data
+    ids: list[str]
+    pixels: list[Pixels8]
+    labels: Tensor | None
+    classes: tuple[str, ...]
 
 
 def attacked(
-    encoder: Encoder, pixels: Tensor, labels: Tensor | None, config: AttackConfig, *, ids: Sequence[str] = ()
-) -> Found:
+    encoder: Encoder,
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | None,
+    config: AttackConfig,
+    *,
+    ids: Sequence[str] = (),
+    delta: Delta | None = None,
+    surrogate: Encoder | None = None,
+) -> Found:  # parameters: images with what belongs to them; a record would only rename it
     """Attack images through the embedding, or through the encoder's own head.
 
     Args:
-        encoder: left as it was.
-        pixels: float32 [b, 3, h, w] in [0, 1].
+        encoder: left as it was. Through classification, the output of a module without a head of its own is its logits.
+        images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
         labels: int64 [b]; for classification without them, the clean predictions.
-        config: eps, norm, steps, push...
+        config: method, eps, norm, steps, push...
         ids: names that key the random start; empty = their positions.
+        delta: where to begin: perturbations [b, 3, h, w], or one [3, h, w] for all; or a file (`starts.read_delta`).
+        surrogate: the encoder that the attack is made on, where it is not `encoder`; None = as the config says.
 
     Returns:
-        The worst iterates in the order of the images.
+        The worst iterates in the order of the images, scored on `encoder`.
 
     Raises:
         PixelError: images outside [0, 1].
-        ConfigError: an unknown harm, an eps that is no radius, or no head to attack through.
+        DataError: images of different sizes, labels or a delta that do not fit.
+        ConfigError: an unknown harm, an eps that is no radius, no head to attack through, probabilities for logits, or
+            an encoder without gradients for a method that follows them.
+        TrustError: outputs that are not finite.
     """
-    check_pixels(pixels)
-    task: Task = Embedding() if config.through == "embedding" else Classification(known=encoder.classes)
-    record = settled(
-        Attack(
-            through=config.through,
-            push=config.push or next(iter(task.pushes)),
-            norm=config.norm,
-            eps=config.eps,
-            alpha=config.alpha,
-            steps=config.steps,
-            restarts=config.restarts,
-            seed=config.seed,
-        )
-    )
-    if config.through == "classification" and encoder.head is None:
-        raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
-    if config.through == "classification" and labels is not None:
-        _check_labels(labels, len(pixels), encoder.classes)
-    members = build(record, classes=task.classes)
-    device = encoder.mean.device
-    pixels = laid(pixels.to(device))
-    rows = {
-        "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
-        "eps": torch.full((len(pixels),), config.eps or torch.inf, device=device),
-    }
-    with victim(encoder, task, members[0].push) as harm:
-        if config.through == "classification":
-            with torch.no_grad():
-                rows["label"] = harm.see(pixels)["logits"].argmax(1) if labels is None else labels.to(device)
-        truth = task.truth(pixels, rows, harm.see)
-        slots = max(SMALLEST, min(len(pixels), 64))
-        stop = stop_of(record, lost=task.stop)
-        return cascade(members, harm, task.pushes, pixels, truth, slots=slots, stop=stop)
-
-
-def _check_labels(labels: Tensor, images: int, classes: int) -> None:
-    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (images,)
-    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        span = f" in {int(labels.min())}..{int(labels.max())}" if fits else ""
-        raise DataError(f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}.")
+    return few.pursued(few.aimed(encoder, images, labels, config, ids=ids, delta=delta, surrogate=surrogate))
 
 
 def look(config: AttackConfig, say: Say) -> Path:
-    """Attack a few images and write `gallery.html` with them, and the adversarial images as PNG files.
+    """Attack a few images; write `gallery.html`, the adversarial images without loss, and as PNG files of 8 bits.
 
     Args:
-        config: encoder, images or data, eps...
+        config: encoder, images or data, method, eps...
         say: prints a line.
 
     Returns:
-        The page.
+        The page. Beside it `adversarial.npz` holds float32 images [b, h, w, 3] with everything that `holdfast verify`
+        needs to judge them anew.
 
     Raises:
         ConfigError: no encoder was named, or an attack that cannot be.
         DataError: images that cannot be read, or of different sizes.
+        ConflictError: the folder holds a run of another verb.
     """
     out = Path(config.out)
     if (out / "run.yaml").exists():
@@ -119,44 +113,163 @@ def look(config: AttackConfig, say: Say) -> Path:
         raise ConfigError("No encoder was named.", next="holdfast attack ENCODER --images cat.png dog.png")
     record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
     encoder = load(record, device=device_of(config.device))
-    ids, images, labels = _images(config, encoder)
-    pixels = to_pixels(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
-    found = attacked(encoder, pixels, labels, config, ids=ids)
-    adversarial = (found.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    delta = (found.pixels.cpu() - pixels).permute(0, 2, 3, 1).numpy()
-    unit = "L2 distance to the clean embedding" if config.through == "embedding" else "margin, lost above 0"
-    looks = []
-    for old in out.glob("[0-9][0-9][0-9]-*.png"):
-        old.unlink()
-    for i, name in enumerate(ids):
-        score, start = float(found.score[i]), float(found.trace["start_score"][i])
-        looks.append(Look(name, images[i], adversarial[i], delta[i], f"{unit}: {score:.3g} ({start:.3g} for noise)"))
-        file = io.BytesIO()
-        Pillow.fromarray(adversarial[i]).save(file, format="PNG")
-        disk.write(out / f"{i:03d}-{Path(name).stem}.png", file.getvalue())
-    reach = f"{config.norm} radius {radius(config.eps, config.norm)}"
-    about = f"PGD-{config.steps} through the {config.through} of {encoder.name}, {reach}."
-    say(f"attack  {len(ids)} images, {about}")
+    shown = _shown(config, encoder)
+    pixels = to_pixels(torch.from_numpy(np.stack(shown.pixels)).permute(0, 3, 1, 2))
+    labels = shown.labels if config.through == "classification" else None
+    aim = few.aimed(encoder, pixels, labels, config, ids=shown.ids, classes=shown.classes)
+    found = few.pursued(aim)
+    arrays = _arrays(aim, shown, found)
+    about = _about(config, aim, arrays)
+    say(f"attack  {about}")
+    _write(out, arrays, shown)
     data = "imgs/" if config.images else config.data
     asked = f"holdfast bench {config.encoder} --data {data} --out runs/bench"
+    looks = _looks(aim, arrays, found)
     return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=asked)
 
 
-def _images(config: AttackConfig, encoder: Encoder) -> tuple[list[str], list[Pixels8], Tensor | None]:
-    """Names, pixels and labels: the files that were named, or the first of the data."""
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+def _arrays(aim: few.Aim, shown: Shown, found: Found) -> Arrays:
+    """Everything about the adversarial images: what they are, what was said of them, and the cell that they are of."""
+    rounded = (found.pixels * 255).round() / 255
+    views = {"clean": aim.pixels, "now": found.pixels, "rounded": rounded}
+    seen = {name: _numpy(few.outcomes(aim, view)) for name, view in views.items()}
+    none, labelled = np.full(len(shown.ids), -1), aim.record.through == "classification"
+    norm = (found.pixels.double() - aim.pixels.double()).flatten(1)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[aim.record.norm]
+    arrays: Arrays = {
+        "id": np.array(shown.ids),
+        "clean": np.stack(shown.pixels),
+        "before": np.stack(shown.pixels),
+        "adversarial": found.pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
+        "label": aim.rows["label"].cpu().numpy() if labelled else none,
+        "clean_prediction": seen["clean"].get("prediction", none),
+        **seen["now"],
+        "rounded_score": seen["rounded"]["score"],
+        "attack_norm": torch.linalg.vector_norm(norm, order, dim=1).cpu().numpy(),
+        "eps": np.array(aim.record.eps),
+        "norm": np.array(aim.record.norm),
+        "attack": np.array(canonical(aim.record).decode()),
+        "encoder": np.array(aim.encoder.digest()),
+        "cell": np.array(canonical(_cell(aim, shown)).decode()),
+        "classes": np.array(shown.classes, dtype=np.str_),
+    }
+    if labelled:
+        arrays["rounded_correct"] = seen["rounded"]["correct"]
+    if "target" in aim.rows:
+        arrays["target"] = aim.rows["target"].cpu().numpy()
+    return arrays
+
+
+def _cell(aim: few.Aim, shown: Shown) -> Cell:
+    """The cell that these images would be of, were they measured."""
+    through, (other, _) = aim.record.through, aim.made_on
+    judge = Judge(task=through, head="own" if through == "classification" else "none", level=aim.task.level)
+    attack: Attack = aim.record
+    if other is not aim.encoder:
+        attack = msgspec.structs.replace(attack, surrogate=Surrogate(encoder=other.model, judge=judge))
+    model = msgspec.structs.replace(aim.encoder.model, name=aim.encoder.name)
+    return Cell(data=shown.data, stages=(attack,), encoder=model, judge=judge)
+
+
+def _write(out: Path, arrays: Arrays, shown: Shown) -> None:
+    def fill(file: object) -> None:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # an open file, as NumPy takes it
+
+    disk.write(out / FILE, fill)
+    for old in out.glob("[0-9][0-9][0-9]-*.png"):
+        old.unlink()
+    for at, name in enumerate(shown.ids):
+        picture = io.BytesIO()
+        Pillow.fromarray(_rounded(arrays)[at]).save(picture, format="PNG")
+        disk.write(out / f"{at:03d}-{Path(name).stem}.png", picture.getvalue())
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays) -> str:
+    record, count = aim.record, len(arrays["id"])
+    reach = f"{record.norm} radius {radius(record.eps, record.norm)}" if record.eps else f"nearest in {record.norm}"
+    push = f" on {record.push}" if record.push else ""
+    goal = f" towards {config.target}" if config.target else ""
+    made = f", made on {aim.made_on[0].name}" if aim.made_on[0] is not aim.encoder else ""
+    said = f"{record.method}-{record.steps}{push} through the {record.through} of {aim.encoder.name}{goal}{made}"
+    said = f"{count} images, {said}, {reach}."
+    if record.through == "embedding":
+        return said
+    name = "taken for the target" if config.target else "misclassified"
+    lost, kept = (int((arrays[key].astype(np.float64) > 0).sum()) for key in ("score", "rounded_score"))
+    return f"{said} {lost} of {count} are {name}, {kept} also when rounded to 8 bits."
+
+
+def _looks(aim: few.Aim, arrays: Arrays, found: Found) -> list[Look]:
+    delta = arrays["adversarial"].astype(np.float64) - aim.pixels.permute(0, 2, 3, 1).double().cpu().numpy()
+    return [
+        Look(
+            str(name), arrays["clean"][at], _rounded(arrays)[at], delta[at].astype(np.float32), _said(arrays, found, at)
+        )
+        for at, name in enumerate(arrays["id"].tolist())
+    ]
+
+
+def _said(arrays: Arrays, found: Found, at: int) -> str:
+    """What became of one image, in words."""
+    score, rounded = float(arrays["score"][at]), float(arrays["rounded_score"][at])
+    length = f"moved by {float(arrays['attack_norm'][at]):.3g}"
+    if "prediction" not in arrays:
+        start = float(found.trace["start_score"][at])
+        return (
+            f"L2 distance to the clean embedding {score:.3g} ({start:.3g} for noise), {rounded:.3g} in 8 bits; {length}"
+        )
+    names = [str(name) for name in arrays["classes"].tolist()]
+    label, before, now = (
+        class_name(int(arrays[key][at]), names) for key in ("label", "clean_prediction", "prediction")
+    )
+    sure = f"{float(arrays['confidence'][at]):.0%}"
+    verdict = f"label {label}: predicted {before}, attacked {now} ({sure}); {length}"
+    if score <= 0:
+        return f"{verdict}; survives"
+    return f"{verdict}; {'still so' if rounded > 0 else 'no longer so'} when rounded to 8 bits"
+
+
+def _rounded(arrays: Arrays) -> npt.NDArray[np.uint8]:
+    levels: npt.NDArray[np.uint8] = (torch.from_numpy(arrays["adversarial"]) * 255).round().to(torch.uint8).numpy()
+    return levels
+
+
+def _numpy(found: dict[str, Tensor]) -> Arrays:
+    return {name: part.cpu().numpy() for name, part in found.items()}
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _shown(config: AttackConfig, encoder: Encoder) -> Shown:
+    """The files that were named, or the first of the data."""
     geometry = encoder.geometry
     if config.images:
         # A file may have any shape, so that it is cut to the square that the encoder expects.
         size = config.size or geometry.size
         resize = config.resize or (size if config.size else geometry.resize)
-        cut = [
-            fit(decode(file), resize=resize, size=size, interpolation=geometry.interpolation, name=file)
-            for file in config.images
-        ]
+        way = config.interpolation or geometry.interpolation
+        cut = [fit(decode(file), resize=resize, size=size, interpolation=way, name=file) for file in config.images]
         if len({image.shape for image in cut}) > 1:
-            raise DataError("The images have different sizes.", next="Cut them to one: --size 224.")
-        return list(config.images), cut, None
-    data = images_for(config, geometry, split=config.split, default="test", limit=config.limit or SHOWN)
-    source = open_source(data)
+            first = cut[0].shape
+            at = next(at for at, image in enumerate(cut) if image.shape != first)
+            raise DataError(
+                f"The images have different sizes: {config.images[0]} is {first[0]}x{first[1]}, "
+                f"{config.images[at]} {cut[at].shape[0]}x{cut[at].shape[1]} pixels.",
+                next="Cut them to one: --size 224.",
+            )
+        ids = list(config.images)
+        digest = fingerprint(ids, None)
+        data = Data(source=FILES, split="all", size=size, resize=resize, interpolation=way, digest_of_images=digest)
+        return Shown(data, ids, cut, None, ())
+    asked = images_for(config, geometry, split=config.split, default="test", limit=config.limit or SHOWN)
+    source = open_source(asked)
     labels = None if source.labels is None else torch.tensor(source.labels)
-    return source.ids, [source.read(i).pixels for i in range(len(source))], labels
+    pixels = [source.read(i).pixels for i in range(len(source))]
+    return Shown(source.data, source.ids, pixels, labels, source.classes)

@@ -272,6 +272,7 @@ class Result(Record, frozen=True, kw_only=True):
         chunk: images per forward pass (padded to it): last digits depend on it.
         asked: images that were asked for; metrics say how many were used.
         warnings: in words.
+        flags: of an attacked cell: names of the believability checks that it fails by itself (`holdfast ls flags`).
         error: the traceback of a failed cell.
     """
 
@@ -285,6 +286,7 @@ class Result(Record, frozen=True, kw_only=True):
     chunk: int = 0
     asked: int = 0
     warnings: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     error: str = ""
 
     def metric(self, name: str) -> Metric | None:

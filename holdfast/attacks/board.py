@@ -54,7 +54,8 @@ class Ledger:
         """As it was when `held` was taken."""
         ledger = cls(x, held["ledger/clean"].to(x.device), stop, ball)
         for name in ("pixels", "done", *SCALARS):
-            setattr(ledger, name, held[f"ledger/{name}"].to(x.device))
+            # A copy: the ledger is written in place, and what is held may be taken up more than once.
+            setattr(ledger, name, held[f"ledger/{name}"].to(x.device, copy=True))
         return ledger
 
     def held(self) -> dict[str, Tensor]:
@@ -97,8 +98,6 @@ class Board:
     ) -> None:  # parameters: those of `pursue`
         self.attack, self.harm, self.rows, self.stages, self.ledger = attack, harm, rows, stages, ledger
         self.slots = slots
-        sizes = {slots, *(math.ceil(slots * share / SMALLEST) * SMALLEST for share in SIZES)}
-        self.sizes = sorted(size for size in sizes if size <= slots)
         self.waiting = (~ledger.done).nonzero().squeeze(1)
         self.table: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}
@@ -135,10 +134,11 @@ class Board:
     def settle(self, state: State) -> None:
         """Take what a step saw: the best are kept, lost rows leave, and those at the end of a pass begin the next."""
         part = self.table
-        self.state = {name: state[name] for name in self.state}
+        self.state = {name: laid(state[name]) for name in self.state}
         live = part["at"] >= 0
         score = self._confirmed(state["seen"], state["score"], live, None)
-        part["start"] = torch.where(part["step"] == 0, torch.maximum(part["start"], score), part["start"])
+        first = (part["step"] == 0) & part["counts"]
+        part["start"] = torch.where(first, torch.maximum(part["start"], score), part["start"])
         part["zero"], part["broken"] = part["zero"] + state["flat"], part["broken"] + state["broken"]
         part["looks"] = part["looks"] + 1
         self._take(state["seen"], score, None)
@@ -146,9 +146,12 @@ class Board:
         early = 4 * part["step"] <= 3 * self.attack.steps
         part["early"] = torch.where(early, part["score"], part["early"])
         self._leave(live & self._over())
-        ended = ((part["at"] >= 0) & (part["step"] == self.attack.steps)).nonzero().squeeze(1)
+        ended = (part["step"] == self.attack.steps).nonzero().squeeze(1)
         if len(ended):
-            self._finish(ended)
+            held = ended[part["at"][ended] >= 0]
+            if len(held):
+                self._finish(held)
+            self._renew()
 
     def held(self) -> dict[str, Tensor]:
         """Everything, for keeping."""
@@ -162,6 +165,11 @@ class Board:
         """As it was when `held` was taken."""
         device = self.ledger.x.device
         self.waiting = held["waiting"].to(device)
+        if len(held["slot/at"]) > self.slots:
+            # Kept with more slots: what lay in them begins anew, which changes no outcome.
+            under_way = held["slot/at"].to(device)
+            self.waiting = torch.cat([under_way[under_way >= 0], self.waiting])
+            return
         for into, prefix in ((self.table, "slot/"), (self.state, "state/")):
             into.update({k.removeprefix(prefix): laid(v.to(device)) for k, v in held.items() if k.startswith(prefix)})
 
@@ -169,7 +177,7 @@ class Board:
         return {name.removeprefix("row/"): part for name, part in self.table.items() if name.startswith("row/")}
 
     def _size(self, count: int) -> int:
-        return next(size for size in self.sizes if size >= min(count, self.slots))
+        return fitting(count, self.slots)
 
     def _arrange(self, count: int, entering: Tensor) -> None:
         """Lay the live rows and those that enter side by side, and pad them to one of the sizes."""
@@ -192,7 +200,7 @@ class Board:
         part |= {name: getattr(ledger, name)[at] for name in ("pixels", *SCALARS)}
         part |= {"at": at, "x": ledger.x[at], "stage": torch.zeros_like(at), "step": torch.zeros_like(at)}
         if any(stage.carry for stage in self.stages):
-            part["row/begin"] = part.get("row/begin", ledger.x[at])
+            part["carry"] = part.get("row/begin", ledger.x[at])
         part["counts"] = torch.ones_like(at, dtype=torch.bool)
         places = torch.arange(len(at), device=at.device)
         return part, self._begun(part, places, 0)
@@ -206,6 +214,8 @@ class Board:
         counts = torch.full_like(places, chosen.radius <= 1, dtype=torch.bool)
         part["counts"] = part["counts"].index_copy(0, places, counts)
         rows = {name.removeprefix("row/"): v[places] for name, v in part.items() if name.startswith("row/")}
+        if chosen.carry:
+            rows["begin"] = part["carry"][places]
         return dict(self.attack.start(self.harm, part["x"][places], rows, chosen))
 
     def _confirmed(self, pixels: Tensor, score: Tensor, live: Tensor, among: Tensor | None) -> Tensor:
@@ -273,14 +283,34 @@ class Board:
         through = self._over()[ended] | (stage + 1 == len(self.stages))
         leaving = torch.zeros_like(part["at"], dtype=torch.bool).index_copy(0, ended, through)
         self._leave(leaving)
-        if "row/begin" in part:
-            part["row/begin"] = part["row/begin"].index_copy(0, ended, last["carry"][:k])
+        if "carry" in part:
+            part["carry"] = part["carry"].index_copy(0, ended, last["carry"][:k])
         for number in sorted({int(s) for s in stage[~through]}):
             places = ended[~through & (stage == number)]
             part["stage"] = part["stage"].index_fill(0, places, number + 1)
             part["step"] = part["step"].index_fill(0, places, 0)
             begun = self._begun(part, places, number + 1)
             self.state = {name: laid(old.index_copy(0, places, begun[name])) for name, old in self.state.items()}
+
+    def _renew(self) -> None:
+        """Slots that came to the end of a pass without a row go on as a copy of one that has one.
+
+        Until a row enters they are stepped with the others, and no attack need know what lies beyond its last step.
+        """
+        live = self.live()
+        if not len(live):
+            return
+        over = (self.at < 0) & (self.step == self.attack.steps)
+        places = torch.where(over, live[0], torch.arange(len(over), device=over.device))
+        self.table = {name: laid(part[places]) for name, part in self.table.items()}
+        self.state = {name: laid(part[places]) for name, part in self.state.items()}
+        self.table["at"] = self.table["at"].where(~over, FREE)
+
+
+def fitting(count: int, slots: int) -> int:
+    """The size of a pass over `count` rows, at most `slots`: an eighth of the slots or several, in eights."""
+    sizes = {slots, *(math.ceil(slots * share / SMALLEST) * SMALLEST for share in SIZES)}
+    return min(size for size in sizes if min(count, slots) <= size <= slots)
 
 
 def laid(part: Tensor) -> Tensor:

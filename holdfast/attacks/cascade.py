@@ -87,12 +87,18 @@ def cascade(
         if total is not None:
             part["begin"] = total.pixels[at]
         name = f"{place} {member.name}"
+        watched = _among(watch, at)
         found = pursue(
-            member.attack, seen, x[at], part, member.stages, slots=slots, stop=stop, watch=watch, keep=keep, name=name
+            member.attack, seen, x[at], part, member.stages, slots=slots, stop=stop, watch=watched, keep=keep, name=name
         )
         total = _joined(total, found, at, place, stop, member.attack, x)
     assert total is not None, "there is a member, and x is not empty"
     return total
+
+
+def _among(watch: Callable[[Seen], None] | None, at: Tensor) -> Callable[[Seen], None] | None:
+    """A watch over some rows that names them by their positions among all."""
+    return None if watch is None else lambda seen: watch(seen._replace(at=at[seen.at]))
 
 
 def _joined(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.balls import Ball
-from holdfast.attacks.board import SMALLEST, Board, Ledger
+from holdfast.attacks.board import SMALLEST, Board, Ledger, fitting, laid
 from holdfast.attacks.harm import Harm, Rows, check_pixels, judged
 from holdfast.errors import ConfigError, TrustError
 
@@ -116,7 +116,10 @@ class Keep(Protocol):
         ...
 
     def offer(self, name: str, held: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Called after every step: keep what is held if it is time to; raise to stop, after having kept it."""
+        """Called after every step: keep what is held if it is time to; raise to stop, after having kept it.
+
+        What is held is written over by the next step: store it or copy it before returning.
+        """
         ...
 
 
@@ -183,12 +186,12 @@ def pursue(
 
 
 def _clean(harm: Harm, x: Tensor, rows: Rows, slots: int) -> Tensor:
-    """Scores of the clean images, in passes of one size."""
+    """Scores of the clean images."""
     scores = []
     for first in range(0, len(x), slots):
         at = torch.arange(first, min(first + slots, len(x)), device=x.device)
-        padded = at[torch.arange(slots, device=x.device) % len(at)]
-        scores.append(judged(harm, x[padded], {k: v[padded] for k, v in rows.items()}, exact=True)[: len(at)])
+        padded = at[torch.arange(fitting(len(at), slots), device=x.device) % len(at)]
+        scores.append(judged(harm, laid(x[padded]), {k: v[padded] for k, v in rows.items()}, exact=True)[: len(at)])
     return torch.cat(scores)
 
 

@@ -1,37 +1,33 @@
 """Is the attack believable? Checks computed from the records of one encoder; none is green unless it was measured.
 
 After Carlini et al. 2019 (arXiv 1902.06705), the flags of AutoAttack (Croce and Hein 2020) and the indicators of Pintor
-et al. 2022. An attack that fails one may have met masked gradients rather than robustness.
+et al. 2022. An attack that fails one may have met masked gradients rather than robustness. Names and thresholds stand
+in `evaluation.flags`, what one cell shows by itself in `evaluation.cell_checks`; here cells are compared.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.evaluation.curves import OUTCOMES, Subject, attack_name, families
-from holdfast.evaluation.rows import radius
-from holdfast.evaluation.statistics import Difference, match, paired_difference, wilson
-from holdfast.records import Attack, Result
+from holdfast.attacks.methods import build
+from holdfast.evaluation import flags as limits
+from holdfast.evaluation.attack_names import attack_name, radius
+from holdfast.evaluation.cell_checks import CELL_CHECKS, Attacked, Status, Verdict, flags, points, unsteady
+from holdfast.evaluation.curves import OUTCOMES, Subject, families
+from holdfast.evaluation.flags import FLAGS
+from holdfast.evaluation.statistics import Difference, aligned, match, paired_difference, wilson
+from holdfast.records import Result
+
+__all__ = ["FLAGS", "Check", "Status", "checks", "checks_record", "flags"]
 
 Array = npt.NDArray[Any]
-Status = Literal["passed", "failed", "not measured"]
-
-# Thresholds: a difference counts as a failure only where it is larger than this and its paired interval excludes 0.
-ZERO_GRADIENTS = 0.01
-RISE = 0.02
-STILL_RISING = 0.03
-STILL_DRIFTING = 0.10
-ROUNDING = 0.05
-DISAGREEMENT = 0.10
-RAISED = 0.5
-FEW = 5
-TOLERANCE = 1e-6
-WHOLE_RANGE = 0.5
+_RANK = {"not measured": 0, "passed": 1, "failed": 2}
 
 
 class Check(NamedTuple):
@@ -42,67 +38,77 @@ class Check(NamedTuple):
         subject: the encoder.
         status: passed, failed, or not measured.
         text: the numbers, or what is missing.
+        flag: its id in `flags.FLAGS`: raised where the status is failed.
     """
 
     name: str
     subject: str
     status: Status
     text: str
-
-
-class Verdict(NamedTuple):
-    """Status and text of one check, before it has a name."""
-
-    status: Status
-    text: str
-
-
-class _Attacked(NamedTuple):
-    """One attacked cell, judged by the head that was attacked, with its per-image outcomes."""
-
-    result: Result
-    attack: Attack
-    held: dict[str, Array]
-
-    @property
-    def words(self) -> str:
-        return f"{attack_name(self.attack)} at {radius(self.attack.eps, self.attack.norm)}"
+    flag: str
 
 
 def checks(subject: Subject) -> list[Check]:
-    """Every check of one encoder, in a fixed order, those that cannot be made included."""
-    cells = _white_box(subject)
-    made: list[tuple[str, Callable[[], Verdict]]] = [
-        ("Clean accuracy is known for the attacked images", lambda: _clean(subject)),
-        ("The gradient finds what noise does not", lambda: _noise(cells)),
-        ("Gradients are not zero", lambda: _gradients(cells)),
-        ("A larger radius never helps the defender", lambda: _monotone(subject)),
-        ("A large radius brings accuracy down to chance", lambda: _chance(subject)),
-        ("The attack has converged", lambda: _converged(cells)),
-        ("Cross-entropy and margin agree", lambda: _agree(subject)),
-        ("No attack through another head beats the direct one", lambda: _transfer(subject)),
-        ("The attack survives rounding to 8 bits", lambda: _rounding(cells)),
-        ("Ball and box are respected", lambda: _ball(cells)),
-        ("No black-box attack beats the gradient", lambda: Verdict("not measured", "no black-box attack was run")),
-        ("The same input gives the same answer", lambda: Verdict("not measured", "images were judged once")),
+    """Every check of one encoder, in the order of `flags.FLAGS`, those that cannot be made included."""
+    cells = _attacked(subject)
+    across: dict[str, Callable[[], Verdict]] = {
+        "clean-unknown": lambda: _clean(subject),
+        "noise-as-good": lambda: _control(cells),
+        "not-monotone": lambda: _monotone(subject),
+        "above-chance": lambda: _chance(subject),
+        "ce-margin-gap": lambda: _agree(cells),
+        "black-box-better": lambda: _black_box(cells),
+        "other-head-better": lambda: _transfer(subject),
+    }
+    why = next((why for cell in cells if (why := unsteady(cell))), "")
+    found = []
+    for flag in FLAGS.values():
+        verdicts = [CELL_CHECKS[flag.id](cell) for cell in cells] if flag.id in CELL_CHECKS else []
+        if flag.id in across:
+            compared = why and flag.id != "clean-unknown"
+            verdicts.append(Verdict("not measured", why) if compared else across[flag.id]())
+        found.append(Check(flag.name, subject.name, *_worst(verdicts), flag.id))
+    return found
+
+
+def checks_record(subject: Subject) -> list[dict[str, str]]:
+    """The checks as plain dictionaries, with the threshold and the meaning of each flag."""
+    return [
+        {
+            "flag": check.flag,
+            "subject": check.subject,
+            "status": check.status,
+            "name": check.name,
+            "text": check.text,
+            "threshold": FLAGS[check.flag].threshold,
+            "about": FLAGS[check.flag].about,
+        }
+        for check in checks(subject)
     ]
-    return [Check(name, subject.name, *check()) for name, check in made]
 
 
-def _white_box(subject: Subject) -> list[_Attacked]:
+def _worst(verdicts: Sequence[Verdict]) -> tuple[Status, str]:
+    """One verdict for several cells: failed before passed before not measured, of them the largest fault."""
+    if not verdicts:
+        return "not measured", "no attack was judged by the head that it went through"
+    worst = max(verdicts, key=lambda v: (_RANK[v.status], v.size))
+    measured = [v for v in verdicts if v.status != "not measured"]
+    if len(measured) < 2:
+        return worst.status, worst.text
+    if worst.status == "passed":
+        return worst.status, f"{worst.text}: the largest of {len(measured)}"
+    failed = sum(v.status == "failed" for v in measured)
+    return worst.status, worst.text + (f"; {failed} of {len(measured)} fail" if len(measured) > 1 else "")
+
+
+def _attacked(subject: Subject) -> list[Attacked]:
+    """The cells that judge an attack on clean images by the head that was attacked."""
     found = []
     for result in subject.results:
         attack = result.cell.attack
         if attack is not None and attack.through == result.cell.judge.task and result.cell.corruption is None:
-            cell = _Attacked(result, attack, subject.run.outcomes(result.id))
-            found += [cell] if _pursued(cell) else []
-    return found
-
-
-def _pursued(cell: _Attacked) -> bool:
-    """Whether there was an image to attack: one that is lost when clean is left alone."""
-    clean = cell.held.get("attack_clean_score")
-    return clean is None or cell.attack.through != "classification" or bool((clean <= 0).any())
+            found.append(Attacked(result.cell, attack, subject.run.outcomes(result.id)))
+    return [cell for cell in found if cell.pursued]
 
 
 def _clean(subject: Subject) -> Verdict:
@@ -125,84 +131,106 @@ def _count(subject: Subject, result: Result) -> int:
     return len(subject.run.outcomes(result.id)["id"])
 
 
-def _noise(cells: Sequence[_Attacked]) -> Verdict:
-    drawn = [c for c in cells if c.attack.start == "random"]
-    measured = [c for c in drawn if {"attack_score", "attack_start_score"} <= set(c.held)]
-    if not measured:
-        return Verdict("not measured", "no attack recorded the score of a random start")
-    weaker = [c for c in measured if (c.held["attack_score"] < c.held["attack_start_score"] - TOLERANCE).any()]
-    if weaker:
-        return Verdict("failed", f"for {weaker[0].words} some images do worse under noise than under the attack")
-    shares = [(_raised(c), c) for c in measured]
-    known = [(share, c) for share, c in shares if share is not None]
-    beaten = [c for c in measured if c.attack.through == "classification" and _no_better_than_noise(c)]
-    if beaten:
-        lost = int((beaten[0].held["attack_start_score"] > 0).sum())
-        n = len(beaten[0].held["id"])
-        return Verdict("failed", f"{beaten[0].words}: noise loses {lost} of {n} images, and the gradient no other")
-    if not known:
-        return Verdict("not measured", "noise alone loses every image")
-    share, worst = min(known, key=lambda pair: pair[0])
-    text = f"the attack raises the score of {share:.0%} of the images that survive noise, at least ({worst.words})"
-    return Verdict("failed" if share < RAISED else "passed", text)
+def _rivals(cells: Sequence[Attacked], wanted: Callable[[Attacked], bool]) -> Iterator[tuple[Attacked, list[Attacked]]]:
+    """Classification cells of a kind, each with the white-box cells of its norm and radius; none = left out."""
+    for cell in cells:
+        if not (wanted(cell) and cell.by_label and "correct" in cell.held):
+            continue
+        ball = (cell.attack.norm, cell.attack.eps)
+        white = [c for c in cells if c.white_box and c.by_label and (c.attack.norm, c.attack.eps) == ball]
+        white = [c for c in white if "correct" in c.held]
+        if white:
+            yield cell, white
 
 
-def _raised(cell: _Attacked) -> float | None:
-    """Share of the images that survive their random start whose score the attack raised above it."""
-    start, score = cell.held["attack_start_score"], cell.held["attack_score"]
-    rows = start <= 0 if cell.attack.through == "classification" else np.ones(len(start), dtype=bool)
-    return float((score > start)[rows].mean()) if rows.any() else None
+def _control(cells: Sequence[Attacked]) -> Verdict:
+    """Noise of the same radius against every white-box attack by itself."""
+    found = []
+    for noise, white in _rivals(cells, lambda c: c.noise):
+        for cell in white:
+            _, (left, right, clean) = aligned([_column(noise), _column(cell), (cell.held["id"], cell.at_stake)])
+            lost = int((~left & clean).sum())
+            gap = paired_difference(left, right)
+            text = f"noise loses {lost} of {int(clean.sum())} images, {cell.words} leaves {points(gap)} less"
+            failed = lost >= limits.FEW and bool((right & clean).any()) and gap.low <= 0
+            found.append(Verdict("failed" if failed else "passed", text, -gap.low))
+    return max(found, key=_order, default=Verdict("not measured", "no noise of the same radius as a control"))
 
 
-def _no_better_than_noise(cell: _Attacked) -> bool:
-    """Whether noise loses more than a few images that were right, others survive, and the gradient loses no more."""
-    clean = cell.held.get("attack_clean_score", np.full(len(cell.held["id"]), -1.0)) <= 0
-    noise = int(((cell.held["attack_start_score"] > 0) & clean).sum())
-    lost = int(((cell.held["attack_score"] > 0) & clean).sum())
-    return FEW <= noise == lost < int(clean.sum())
+def _order(verdict: Verdict) -> tuple[int, float]:
+    return _RANK[verdict.status], verdict.size
 
 
-def _gradients(cells: Sequence[_Attacked]) -> Verdict:
-    measured = [c for c in cells if "attack_zero_gradients" in c.held]
-    if not measured:
-        return Verdict("not measured", "no attack recorded its gradients")
-    zero, worst = max(((_zeros(c), c) for c in measured), key=lambda pair: float(pair[0].mean()))
-    share, images = float(zero.mean()), int((zero > 0).sum())
-    if share == 0:
-        return Verdict("passed", f"none of the gradients of {len(measured)} attacked cells was 0 everywhere")
-    text = f"{share:.1%} of the gradients of {worst.words} were exactly 0 everywhere ({images} of {len(zero)} images)"
-    return Verdict("failed" if share > ZERO_GRADIENTS else "passed", text)
+def _column(cell: Attacked) -> tuple[Array, Array]:
+    return cell.held["id"], cell.held["correct"]
 
 
-def _zeros(cell: _Attacked) -> Array:
-    """Share of zero gradients of every image that was attacked at all."""
-    zero = cell.held["attack_zero_gradients"]
-    clean = cell.held.get("attack_clean_score")
-    rows = clean <= 0 if clean is not None and cell.attack.through == "classification" else np.ones(len(zero), bool)
-    return zero[rows] if rows.any() else np.zeros(1)
+def _black_box(cells: Sequence[Attacked]) -> Verdict:
+    """Images that are lost without the victim's gradient and survive with it: image by image, not on average."""
+    found = []
+    for cell, white in _rivals(cells, lambda c: c.black_box or _last_resort(c) is not None):
+        columns = [(c.held["id"], c.held["correct"] | _by_square(c)) for c in white]
+        _, (lost, *left) = aligned([(cell.held["id"], ~cell.held["correct"]), *columns])
+        count = int((lost & np.logical_and.reduce(left)).sum())
+        text = f"{cell.words} loses {count} of {len(lost)} images that no white-box attack loses ({len(white)} made)"
+        found.append(Verdict("failed" if count > limits.BETTER else "passed", text, count))
+    return max(found, key=_order, default=Verdict("not measured", "no black-box attack of a white-box one's radius"))
+
+
+def _last_resort(cell: Attacked) -> int | None:
+    """The place of Square among the attacks of an ensemble that records which of them an image was lost to."""
+    if not cell.white_box or not cell.by_label or "attack_member" not in cell.held:
+        return None
+    classes = len(cell.cell.data.classes) or cell.cell.data.classes_there or int(cell.held["label"].max()) + 1
+    names = [member.name for member in build(cell.attack, classes=max(classes, 2))]
+    return names.index("square") if "square" in names and len(names) > 1 else None
+
+
+def _by_square(cell: Attacked) -> Array:
+    """The images that an ensemble lost to its black-box member alone, bool [n]."""
+    place = _last_resort(cell)
+    if place is None:
+        return np.zeros(cell.n, dtype=bool)
+    return np.asarray((cell.held["attack_member"] == place) & ~cell.held["correct"])
 
 
 def _monotone(subject: Subject) -> Verdict:
     rises: list[tuple[Difference, str]] = []
-    pairs = 0
     for outcome in (OUTCOMES["correct"], OUTCOMES["cosine"]):
         for norm in subject.norms():
-            for name, members in families(subject.attacked(outcome.task, norm)).items():
-                for small, large in itertools.pairwise(members):
-                    gap = _gap(subject, large, small, outcome.name)
-                    if gap is None:
-                        continue
-                    pairs += 1
+            for words, small, large in _harder(subject.attacked(outcome.task, norm)):
+                gap = _gap(subject, large, small, outcome.name)
+                if gap is not None:
                     better = gap if outcome.worse == "lower" else Difference(-gap.value, -gap.high, -gap.low, gap.n)
-                    radii = " to ".join(radius(r.cell.attack.eps, norm) for r in (small, large) if r.cell.attack)
-                    rises.append((better, f"{name}, {outcome.title} from {radii}"))
-    if not pairs:
-        return Verdict("not measured", "no attack was run at two radii")
-    clear = [rise for rise in rises if rise[0].low > 0 and rise[0].value > RISE]
+                    rises.append((better, f"{words.replace('*', outcome.title)}"))
+    if not rises:
+        return Verdict("not measured", "no attack was run at two radii or with two numbers of steps")
+    clear = [rise for rise in rises if rise[0].low > 0 and rise[0].value > limits.RISE]
     if clear:
         worst, words = max(clear, key=lambda rise: rise[0].value)
-        return Verdict("failed", f"{words}: better by {_interval(worst)}")
-    return Verdict("passed", f"none of {pairs} steps to a larger radius helps (each attack alone, paired intervals)")
+        return Verdict("failed", f"{words}: better by {_interval(worst)}", worst.value / limits.RISE)
+    return Verdict("passed", f"none of {len(rises)} steps to a larger radius, or to more steps, helps (paired)")
+
+
+def _harder(results: Sequence[Result]) -> Iterator[tuple[str, Result, Result]]:
+    """Pairs of results of which the second gave the attack more, with words in which * stands for the outcome."""
+    for name, members in families(results).items():
+        for small, large in itertools.pairwise([m for m in members if m.cell.attack and m.cell.attack.eps]):
+            radii = [radius(r.cell.attack.eps, r.cell.attack.norm) for r in (small, large) if r.cell.attack]
+            yield f"{name}, * from {' to '.join(radii)}", small, large
+    alike: dict[bytes, list[Result]] = {}
+    for result in results:
+        attack = result.cell.attack
+        if attack is not None:
+            key = msgspec.json.encode(msgspec.structs.replace(attack, steps=0), order="deterministic")
+            alike.setdefault(key, []).append(result)
+    for group in alike.values():
+        ordered = sorted(group, key=lambda r: r.cell.attack.steps if r.cell.attack else 0)
+        for small, large in itertools.pairwise(ordered):
+            if small.cell.attack and large.cell.attack:
+                where = radius(large.cell.attack.eps, large.cell.attack.norm)
+                told = f"{attack_name(small.cell.attack)} at {where}, * from {small.cell.attack.steps} steps"
+                yield f"{told} to {large.cell.attack.steps}", small, large
 
 
 def _chance(subject: Subject) -> Verdict:
@@ -221,53 +249,29 @@ def _chance(subject: Subject) -> Verdict:
     where = radius(attack.eps, attack.norm)
     text = f"{k / n:.0%} [{low:.0%}, {high:.0%}] at {where}, n = {n}; chance is {1 / classes:.1%}"
     if k / n <= 1 / classes:
-        return Verdict("passed", f"{text} (a weak check: many broken attacks pass it)")
-    if attack.norm == "linf" and attack.eps >= WHOLE_RANGE and low > 1 / classes:
+        return Verdict("passed", f"{text} (no evidence by itself: every broken model of the zoo passes it)")
+    if attack.norm == "linf" and attack.eps >= limits.WHOLE_RANGE and low > 1 / classes:
         return Verdict("failed", f"{text}, although every image can be made grey")
     return Verdict("not measured", f"{text}: the grid ends too early")
 
 
-def _converged(cells: Sequence[_Attacked]) -> Verdict:
-    measured = [c for c in cells if {"attack_score", "attack_early_score"} <= set(c.held)]
-    if not measured:
-        return Verdict("not measured", "no attack recorded its score before the last quarter of its steps")
-    gains = [(_gain(c), c) for c in measured]
-    excess = max(gains, key=lambda g: g[0] / _allowed(g[1]))
-    gain, worst = excess
-    kind = "of the images fall" if worst.attack.through == "classification" else "of the drift comes"
-    text = f"{gain:.1%} {kind} in the last quarter of the {worst.attack.steps} steps, at most ({worst.words})"
-    failed = gain > _allowed(worst)
-    more = "; more steps would find more" if failed else ""
-    return Verdict("failed" if failed else "passed", text + more)
-
-
-def _gain(cell: _Attacked) -> float:
-    """Share of images lost, or of drift made, in the last quarter of the steps."""
-    early, score = cell.held["attack_early_score"], cell.held["attack_score"]
-    if cell.attack.through == "classification":
-        return float(((score > 0) & (early <= 0)).mean())
-    total = float(score.mean(dtype=np.float64))
-    return (total - float(early.mean(dtype=np.float64))) / total if total > 0 else 0.0
-
-
-def _allowed(cell: _Attacked) -> float:
-    return STILL_RISING if cell.attack.through == "classification" else STILL_DRIFTING
-
-
-def _agree(subject: Subject) -> Verdict:
+def _agree(cells: Sequence[Attacked]) -> Verdict:
     found: list[tuple[Difference, str]] = []
-    direct = [r for r in subject.attacked("classification") if r.cell.attack and r.cell.attack.push == "ce"]
-    for result in direct:
-        other = next((r for r in subject.attacked("classification") if _same_but(r, result, push="margin")), None)
-        gap = _gap(subject, result, other, "correct") if other is not None else None
-        if gap is not None and result.cell.attack is not None:
-            found.append((gap, radius(result.cell.attack.eps, result.cell.attack.norm)))
+    white = [c for c in cells if c.white_box and c.by_label and "correct" in c.held]
+    for cell, other in itertools.product(white, white):
+        same = msgspec.structs.replace(other.attack, push="ce") == cell.attack
+        if cell.attack.push != "ce" or other.attack.push not in ("margin", "dlr") or not same:
+            continue
+        _, (left, right) = aligned([_column(cell), _column(other)])
+        if len(left):
+            reach = radius(cell.attack.eps, cell.attack.norm)
+            found.append((paired_difference(left, right), f"{other.attack.push}, {reach}"))
     if not found:
         return Verdict("not measured", "only one of the two harms was raised")
     gap, where = max(found, key=lambda pair: abs(pair[0].value))
-    failed = abs(gap.value) > DISAGREEMENT and gap.clear
+    failed = abs(gap.value) > limits.DISAGREEMENT and gap.clear
     weaker = "cross-entropy" if gap.value > 0 else "margin"
-    text = f"accuracy differs by {_points(gap)} at most (at {where})"
+    text = f"accuracy differs by {points(gap)} at most ({where})"
     return Verdict("failed" if failed else "passed", text + (f"; {weaker} meets masked gradients" if failed else ""))
 
 
@@ -278,7 +282,9 @@ def _transfer(subject: Subject) -> Verdict:
         if result.cell.attack is None or result.cell.attack.through == "classification":
             continue
         stage = result.cell.attack
-        direct = [r for r in attacked if _same_ball(r, stage)]
+        direct = [r for r in attacked if (a := r.cell.attack) is not None and a.through == "classification"]
+        direct = [r for r in direct if (a := r.cell.attack) and (a.norm, a.eps) == (stage.norm, stage.eps)]
+        direct = [r for r in direct if (a := r.cell.attack) and Attacked(r.cell, a, {}).white_box]
         gaps = [g for r in direct if (g := _gap(subject, r, result, "correct")) is not None]
         if gaps:
             found.append((min(gaps, key=lambda g: g.value), f"{attack_name(stage)} at {radius(stage.eps, stage.norm)}"))
@@ -288,42 +294,9 @@ def _transfer(subject: Subject) -> Verdict:
         )
     gap, words = max(found, key=lambda pair: pair[0].low)
     if gap.low > 0:
-        return Verdict(
-            "failed",
-            f"{words}, through the embedding, leaves less accuracy than the direct attack, by {_points(gap)}",
-        )
+        text = f"{words}, through the embedding, leaves less accuracy than the direct attack, by {points(gap)}"
+        return Verdict("failed", text)
     return Verdict("passed", f"compared at {len(found)} radii; the direct attack is never clearly weaker")
-
-
-def _rounding(cells: Sequence[_Attacked]) -> Verdict:
-    direct = [c for c in cells if {"correct", "rounded_correct"} <= set(c.held)]
-    whole = [c for c in direct if c.attack.norm != "linf" or c.attack.eps >= 1 / 255 - TOLERANCE]
-    if not whole:
-        missing = (
-            "every radius is below one level of 8 bits" if direct else "no attacked image was judged after rounding"
-        )
-        return Verdict("not measured", missing)
-    gaps = [(paired_difference(c.held["rounded_correct"], c.held["correct"]), c) for c in whole]
-    gap, worst = max(gaps, key=lambda pair: pair[0].value)
-    below = len(direct) - len(whole)
-    note = f"; {below} cells with radii below 1/255 cannot be stored in 8 bits and are left out" if below else ""
-    text = f"accuracy returns by {_points(gap)} at most ({worst.words}){note}"
-    return Verdict("failed" if gap.value > ROUNDING and gap.low > 0 else "passed", text)
-
-
-def _ball(cells: Sequence[_Attacked]) -> Verdict:
-    measured = [c for c in cells if "attack_norm" in c.held]
-    if not measured:
-        return Verdict("not measured", "no attack recorded the norm of its perturbation")
-    excess, worst = max(
-        ((float((c.held["attack_norm"] - c.attack.eps).max()), c) for c in measured), key=lambda e: e[0]
-    )
-    n = sum(len(c.held["id"]) for c in measured)
-    if excess > TOLERANCE * max(1.0, worst.attack.eps):
-        return Verdict("failed", f"a perturbation of {worst.words} exceeds its radius by {excess:.2g}")
-    return Verdict(
-        "passed", f"{n} perturbations lie within radius + 1e-6; pixels outside [0, 1] are refused before recording"
-    )
 
 
 def _gap(subject: Subject, a: Result, b: Result, name: str) -> Difference | None:
@@ -335,22 +308,6 @@ def _gap(subject: Subject, a: Result, b: Result, name: str) -> Difference | None
     return paired_difference(left[name][first], right[name][second]) if len(first) else None
 
 
-def _same_but(result: Result, other: Result, *, push: str) -> bool:
-    a, b = result.cell.attack, other.cell.attack
-    same = ("through", "norm", "eps", "steps", "restarts")
-    return a is not None and b is not None and a.push == push and all(getattr(a, k) == getattr(b, k) for k in same)
-
-
-def _same_ball(result: Result, stage: Attack) -> bool:
-    a = result.cell.attack
-    return a is not None and a.through == "classification" and (a.norm, a.eps) == (stage.norm, stage.eps)
-
-
 def _interval(gap: Difference) -> str:
     """A difference with interval and n."""
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], n = {gap.n}"
-
-
-def _points(gap: Difference) -> str:
-    """A difference of two shares in percentage points, with interval and n."""
-    return f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], n = {gap.n}"

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from holdfast.evaluation import corrupted_cells, statistics
+from holdfast.evaluation.attack_names import attack_name as attack_name
 from holdfast.evaluation.corruption_errors import SEVERITIES, CorruptionErrors
 from holdfast.evaluation.published import FAMILIES, family
-from holdfast.evaluation.rows import radius
 from holdfast.evaluation.statistics import aligned, running_worst
 from holdfast.evaluation.store import Run
 from holdfast.records import Attack, Data, Metric, Model, Result
@@ -105,7 +105,7 @@ class Subject:
     def norms(self) -> list[str]:
         """Norms of the attacks, Linf first."""
         found = {r.cell.attack.norm for r in self.results if r.cell.attack is not None}
-        return [norm for norm in ("linf", "l2") if norm in found]
+        return [norm for norm in ("linf", "l2", "l1") if norm in found]
 
 
 class Point(NamedTuple):
@@ -164,17 +164,6 @@ def subjects(runs: Sequence[Run]) -> list[Subject]:
     return _distinct(found)
 
 
-def attack_name(attack: Attack) -> str:
-    """An attack without its radius, in words."""
-    harm = {"ce": "cross-entropy", "mse": "embedding MSE", "l2": "embedding L2", "cosine": "embedding cosine"}
-    told = [f"{attack.method.upper()}-{attack.steps} on {harm.get(attack.push, attack.push)}"]
-    told += [f"{attack.restarts} restarts"] if attack.restarts > 1 else []
-    told += [f"alpha {radius(attack.alpha, attack.norm)}"] if attack.alpha else []
-    told += ["from the clean image"] if attack.start == "zero" else []
-    told += [f"seed {attack.seed}"] if attack.seed else []
-    return ", ".join(told)
-
-
 def families(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Attacked results by attack without its radius, radii ascending."""
     grouped: dict[Attack, list[Result]] = {}
@@ -207,8 +196,8 @@ def curve(subject: Subject, outcome: Outcome, norm: str, *, attack: str = "") ->
 
 
 def norm_name(norm: str) -> str:
-    """Linf or L2."""
-    return {"linf": "Linf", "l2": "L2"}.get(norm, norm)
+    """Linf, L2 or L1."""
+    return {"linf": "Linf", "l2": "L2", "l1": "L1"}.get(norm, norm)
 
 
 def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:

@@ -1,120 +1,23 @@
-"""From a config to cells, and from cells to jobs: what is measured. Suites are named grids with a version."""
+"""From a config to cells, and from cells to jobs: what is measured."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from holdfast.attacks.executor import SMALLEST
-from holdfast.attacks.methods import settled as complete
-from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.frost import VARIABLE, find_published, load_published
-from holdfast.corruptions.table import entry
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
-from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Stage
-from holdfast.tasks.classification import Classification
-from holdfast.tasks.embedding import Embedding
-from holdfast.tasks.task import Task
+from holdfast.evaluation.suites import chosen_attacks, named_attacks, paper_attacks, suite, suite_attacks, transfers
+from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Stage, Surrogate
 
 ENCODERS_PER_JOB = 4
-
-
-class Suite(Record, frozen=True, kw_only=True):
-    """A named grid.
-
-    Attributes:
-        name: of the suite.
-        version: raised whenever a number of it would change.
-        limit: images; 0 = all.
-        attack_limit: of them attacked; 0 = all.
-        corruptions: names.
-        severities: of each.
-        attacks: each with its epsilon.
-        about: in one line.
-    """
-
-    name: str
-    version: int = 2
-    limit: int
-    attack_limit: int
-    corruptions: tuple[str, ...]
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    attacks: tuple[Attack, ...] = ()
-    about: str
-
-
-def _grid(eps: Iterable[float], templates: Iterable[Attack]) -> tuple[Attack, ...]:
-    return tuple(msgspec.structs.replace(attack, eps=e) for attack in templates for e in eps)
-
-
-def _against(
-    task: Task, through: Literal["classification", "embedding"], *, steps: int, restarts: int = 1
-) -> list[Attack]:
-    """The attacks that a claim of robustness on a task must survive."""
-    return [
-        Attack(method=member.method, through=through, push=member.push, steps=steps, restarts=restarts)
-        for member in task.ensemble
-    ]
-
-
-_FIFTEEN = tuple(name for name in corruption_names() if entry(name).in_mce)
-_HEADS, _VECTORS = Classification(), Embedding()
-_LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
-SUITES: dict[str, Suite] = {
-    suite.name: suite
-    for suite in (
-        Suite(
-            name="quick",
-            limit=500,
-            attack_limit=200,
-            corruptions=_FIFTEEN,
-            attacks=_grid(_LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20))),
-            about="500 images, 15 corruptions, 200 attacked with PGD-20 and EmbedAttack at six radii: a first look",
-        ),
-        Suite(
-            name="standard",
-            limit=5000,
-            attack_limit=1000,
-            corruptions=corruption_names(),
-            attacks=_grid(
-                _LINF,
-                (
-                    *_against(_HEADS, "classification", steps=50),
-                    *_against(_VECTORS, "embedding", steps=20),
-                ),
-            ),
-            about="5,000 images, 19 corruptions, 1,000 attacked with PGD-50 on two harms, EmbedAttack with 20 steps",
-        ),
-        Suite(
-            name="full",
-            limit=0,
-            attack_limit=0,
-            corruptions=corruption_names(),
-            attacks=_grid(
-                _LINF,
-                (
-                    *_against(_HEADS, "classification", steps=100, restarts=5),
-                    *_against(_VECTORS, "embedding", steps=50, restarts=2),
-                ),
-            ),
-            about="every image, 19 corruptions, PGD-100 with 5 restarts on two harms, EmbedAttack with 50 steps twice",
-        ),
-        Suite(
-            name="corruptions",
-            limit=0,
-            attack_limit=0,
-            corruptions=corruption_names(),
-            attacks=(),
-            about="every image, 19 corruptions at five severities, no attack",
-        ),
-    )
-}
 
 
 class Subject(NamedTuple):
@@ -156,13 +59,6 @@ class Job(NamedTuple):
         return hashlib.sha256(" ".join(cell.id for cell in self.cells).encode()).hexdigest()[:16]
 
 
-def suite(name: str) -> Suite:
-    """The suite of that name; `ConfigError` names the nearest."""
-    if name not in SUITES:
-        raise ConfigError(f'no suite is called "{name}".', next=nearest(name, SUITES))
-    return SUITES[name]
-
-
 def settled(config: BenchConfig) -> BenchConfig:
     """The config with everything that was left to the suite written out.
 
@@ -196,11 +92,28 @@ def settled(config: BenchConfig) -> BenchConfig:
         corruptions=tuple(dict.fromkeys(corruptions)),
         severities=tuple(dict.fromkeys(severities)),
         textures=textures(config.textures) if "frost" in corruptions and not config.corrupted else "drawn",
-        attacks=_attacks(config, config.attacks or chosen.attacks),
+        attacks=chosen_attacks(config, named_attacks(config) or config.attacks or suite_attacks(config)),
+        methods=(),
         eps=None,
         steps=None,
+        samples=None,
+        precision="",
         norm="",
     )
+
+
+def at_protocol(config: BenchConfig, asked: BenchConfig, side: int) -> BenchConfig:
+    """The config with the attacks whose radius depends on the size of the images, where the suite's are asked for.
+
+    Args:
+        config: as `settled` returns it.
+        asked: before that.
+        side: of the images, in pixels.
+    """
+    if asked.attacks or asked.methods or asked.eps is not None or asked.norm:
+        return config
+    found = chosen_attacks(asked, paper_attacks(suite(asked.suite), side))
+    return msgspec.structs.replace(config, attacks=tuple(dict.fromkeys((*config.attacks, *found))))
 
 
 def _refuse_ways(config: BenchConfig) -> None:
@@ -248,11 +161,26 @@ def cells(config: BenchConfig, subjects: Sequence[Subject]) -> list[Cell]:
                 Cell(data=subject.looked_at, stages=stages, encoder=subject.model, judge=judge)
                 for stages in [(), *((stage,) for _, stage in corrupted)]
             ]
-        for attack in config.attacks if subject.clean else ():
+        for attack in _on(config, subject, subjects) if subject.clean else ():
             grid += [
                 Cell(data=subject.attacked, stages=(attack,), encoder=subject.model, judge=judge) for judge in judges
             ]
     return grid
+
+
+def _on(config: BenchConfig, subject: Subject, subjects: Sequence[Subject]) -> list[Attack]:
+    """The attacks on one encoder; with transfer also those that are made on every other one."""
+    attacks = list(config.attacks)
+    if config.transfer == "each-other":
+        for other in subjects:
+            if other.model.digest() != subject.model.digest():
+                attacks += [_made_on(config, other, attack) for attack in config.attacks if transfers(attack)]
+    return attacks
+
+
+def _made_on(config: BenchConfig, other: Subject, attack: Attack) -> Attack:
+    surrogate = Surrogate(encoder=other.model, judge=_judge(config, other, attack.through))
+    return msgspec.structs.replace(attack, surrogate=surrogate)
 
 
 def made(config: BenchConfig) -> list[Corruption]:
@@ -348,30 +276,3 @@ def _corruptions(asked: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f'no corruption is called "{name}".', next=nearest(name, known))
     return asked
-
-
-def _attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[Attack, ...]:
-    if config.norm and config.eps is None and any(attack.norm != config.norm for attack in attacks):
-        raise ConfigError(
-            f"Radii of another norm cannot be taken for {config.norm}.", next=f"Add --norm {config.norm} --eps ..."
-        )
-    stray = [attack for attack in config.attacks if attack.through not in config.tasks]
-    if stray:
-        raise ConfigError(
-            f"An attack through {stray[0].through} was asked for, and that task was not.",
-            next=f"Add it: --tasks {' '.join([*config.tasks, stray[0].through])}.",
-        )
-    changed = [
-        msgspec.structs.replace(
-            attack,
-            norm=config.norm or attack.norm,
-            steps=attack.steps if config.steps is None else config.steps,
-            seed=attack.seed or config.seed,
-        )
-        for attack in attacks
-        if attack.through in config.tasks
-    ]
-    if config.eps is not None:
-        templates = list(dict.fromkeys(msgspec.structs.replace(attack, eps=1.0) for attack in changed))
-        changed = list(_grid(config.eps, templates))
-    return tuple(dict.fromkeys(complete(attack) for attack in changed))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.evaluation.attack_names import radius, short_name
 from holdfast.evaluation.published import CORRUPTIONS
 from holdfast.records import Cell, Metric, Result
+
+__all__ = ["called", "condition", "full", "interval", "last_line", "order", "radius", "rows", "value"]
 
 RADII = ("half_radius",)
 TIMES_100 = ("mce", "relative_mce", *(f"{kind}_{name}" for kind in ("ce", "relative_ce") for name in CORRUPTIONS))
@@ -15,11 +18,6 @@ TIMES_100 = ("mce", "relative_mce", *(f"{kind}_{name}" for kind in ("ce", "relat
 def last_line(error: str) -> str:
     """The last line of a traceback: the error itself."""
     return error.strip().splitlines()[-1] if error.strip() else ""
-
-
-def radius(eps: float, norm: str) -> str:
-    """An epsilon as it is typed: 4/255 for Linf, 0.5 for L2."""
-    return f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:.4g}"
 
 
 def value(metric: Metric, norm: str = "linf") -> str:
@@ -51,7 +49,7 @@ def called(cell: Cell) -> str:
 def condition(cell: Cell) -> str:
     """Stages in words: clean; fog 3; pgd-20 ce linf 8/255; joined by arrows."""
     parts = [f"{c.name} {c.severity}" for c in [cell.corruption] if c]
-    parts += [f"{a.method}-{a.steps} {a.push} {a.norm} {radius(a.eps, a.norm)}" for a in [cell.attack] if a]
+    parts += [short_name(a) for a in [cell.attack] if a]
     return " -> ".join(parts) or "clean"
 
 
@@ -62,7 +60,7 @@ def order(result: Result, places: Mapping[str, int]) -> tuple[Any, ...]:
     return (
         (places.get(name, len(places)), name, cell.encoder.digest_of_weights, a is not None, c is not None)
         + ((c.name, c.severity) if c else ("", 0))
-        + ((a.through, a.push, a.norm, a.steps, a.eps) if a else ("", "", "", 0, 0.0))
+        + ((a.through, a.method, a.push, a.norm, a.steps, a.eps) if a else ("", "", "", "", 0, 0.0))
         + (cell.judge.task, result.id)
     )
 
@@ -93,7 +91,14 @@ def rows(run: str, result: Result) -> list[dict[str, Any]]:
         "eps": a.eps if a else 0.0,
         "steps": a.steps if a else 0,
         "restarts": a.restarts if a else 0,
+        "targets": a.targets if a else 0,
+        "aim": a.aim if a else "",
+        "attack_level": a.level if a else "",
+        "samples": a.samples if a else 0,
+        "precision": a.precision if a else "",
+        "surrogate": (a.surrogate.encoder.name or a.surrogate.encoder.spec) if a and a.surrogate else "",
         "attack_seed": a.seed if a else 0,
+        "flags": " ".join(result.flags),
     }
     if result.status == "failed":
         none = {"value": None, "low": None, "high": None, "n": 0, "interval": "", "unit": "", "higher_is_better": None}

@@ -302,7 +302,7 @@ def _nothing(outcome: Outcome, reason: str) -> Evidence:
 
 
 def _norms(subjects: Sequence[Subject]) -> list[str]:
-    return [norm for norm in ("linf", "l2") if any(norm in s.norms() for s in subjects)]
+    return [norm for norm in ("linf", "l2", "l1") if any(norm in s.norms() for s in subjects)]
 
 
 def ball_name(eps: float, norm: str) -> str:

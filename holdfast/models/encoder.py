@@ -14,12 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.errors import ConfigError, PixelError, TrustError, nearest
 from holdfast.models.features import Features, reader
+from holdfast.models.precision import Engine, Precision, Stem, Wanted, coarse, compiled, eager, stem
 from holdfast.records import Model
 
-__all__ = ["Encoder", "Features", "Geometry", "frozen"]
+__all__ = ["Encoder", "Engine", "Features", "Geometry", "Precision", "frozen"]
 
 NORMS = ("eval", "batch")
-Precision = Literal["fp32", "bf16"]
 
 
 class Geometry(NamedTuple):
@@ -46,8 +46,7 @@ class Encoder(nn.Module):
         geometry: images that it expects.
         model: where it comes from; `mean` and `std` are filled in.
 
-    Attributes:
-        precision: of the trunk; an autocast outside is switched off, so that no caller can move the pixels.
+    An autocast outside is switched off, so that no caller can move the pixels; `precision` is an argument of a pass.
 
     Raises:
         ConfigError: a mean or std that is no normalisation.
@@ -55,7 +54,6 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
-    precision: Literal["fp32"] = "fp32"
 
     def __init__(
         self,
@@ -81,34 +79,50 @@ class Encoder(nn.Module):
         self._model = msgspec.structs.replace(given, mean=m, std=s)
         self._reader = reader(trunk)
         self._dims: dict[str, int] = {}
+        self._first: tuple[nn.Module, Stem] | None = None
 
-    def forward(self, pixels: Tensor, levels: Sequence[str] = (), normed: bool = True) -> Features:
-        """Features of images.
+    def forward(
+        self,
+        pixels: Tensor,
+        levels: Sequence[str] = (),
+        normed: bool = True,
+        *,
+        precision: Precision = "fp32",
+        engine: Engine = "eager",
+    ) -> Features:
+        """Features of images, float32 whatever the precision.
 
         Args:
             pixels: float [b, 3, h, w] in [0, 1].
             levels: of the maps and tokens to return beside `pooled`; others cost nothing.
             normed: pass a ViT's tokens through its last LayerNorm.
+            precision: bf16 = the layers behind the one that sees the pixels run in bfloat16.
+            engine: compiled = by `torch.compile`, once per batch size; for frozen encoders.
 
         Raises:
             PixelError: not a float image batch of three channels.
-            ConfigError: the trunk has no such level.
+            ConfigError: the trunk has no such level, or cannot be compiled here.
         """
         self._reader.check(levels)
-        with self._exact(pixels):
-            return self._reader.read(self._normalised(pixels), tuple(levels), normed)
+        return self._seen(pixels, Wanted(tuple(levels), normed), precision, engine)
 
-    def vector(self, pixels: Tensor, level: str = "pooled", *, precision: Precision = "fp32") -> Tensor:
-        """One vector per image, [b, dims(level)]; computes no further than the level.
+    def vector(
+        self,
+        pixels: Tensor,
+        level: str = "pooled",
+        *,
+        precision: Precision = "fp32",
+        engine: Engine = "eager",
+    ) -> Tensor:
+        """One vector per image, float32 [b, dims(level)]; computes no further than the level.
 
         A map is averaged over its positions, the class tokens of `clsN` are laid end to end. Arguments and errors as
         `forward`.
         """
         if level == "pooled":
-            return self(pixels).pooled  # type: ignore[no-any-return]
+            return cast(Features, self(pixels, precision=precision, engine=engine)).pooled
         self._reader.check((level,))
-        with self._exact(pixels):
-            seen = self._reader.at(self._normalised(pixels), level)
+        seen = self._seen(pixels, Wanted((level,), only=True), precision, engine)
         return seen.maps[level].mean((2, 3)) if level in seen.maps else seen.prefix[level].flatten(1)
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -184,6 +198,22 @@ class Encoder(nn.Module):
                 f"pixels are {pixels.dtype}.", next="Give float32 in [0, 1]: uint8 / 255, and no autocast."
             )
         return (pixels.float() - self.mean) / self.std
+
+    def _seen(self, pixels: Tensor, wanted: Wanted, precision: Precision, engine: Engine) -> Features:
+        with self._exact(pixels):
+            x = self._normalised(pixels)
+            with coarse(self._stem(x), x.device) if precision == "bf16" else contextlib.nullcontext():
+                seen = compiled(self._reader, x, wanted) if engine == "compiled" else eager(self._reader, x, wanted)
+        return Features(
+            seen.pooled.float(),
+            {name: part.float() for name, part in seen.maps.items()},
+            {name: part.float() for name, part in seen.prefix.items()},
+        )
+
+    def _stem(self, x: Tensor) -> Stem:
+        if self._first is None or self._first[0] is not self.trunk:
+            self._first = (self.trunk, stem(self.trunk, x[:1].detach()))
+        return self._first[1]
 
     def _exact(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Attacked images, chosen by rule when they were measured: clean, adversarial, and ten times the difference on grey."""
+"""Attacked images, chosen by rule when they were measured: before, after, and the amplified difference on grey."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from holdfast.records import Data, Result
 Pixels = npt.NDArray[np.uint8]
 BUDGET = 3_200_000
 AMPLIFIED = 10
+FACTORS = (500, 200, 100, 50, 20, 10, 5, 2)
+FULL = 0.5
 RULES = {"worst": "worst", "median": "median harm", "surviving": "survives best"}
 
 
@@ -30,7 +32,7 @@ class Tile(NamedTuple):
         id: of the image.
         verdict: label and predictions in words; empty where there are none.
         score: of the attack, in words.
-        images: (what it is, data URI) three times.
+        images: (what it is, data URI) three times; the third says how far it is amplified.
         small: whether its pixels are to be shown enlarged and unsmoothed.
     """
 
@@ -65,14 +67,18 @@ def walls(subjects: Sequence[Subject], *, budget: int = BUDGET) -> tuple[list[Wa
     """
     waiting = [(subject, result) for subject in subjects for result in _chosen(subject, subjects)]
     held = [subject.run.gallery(result.id) for subject, result in waiting]
+    factors = [
+        factor_of(max((float(np.abs(_delta(g, at)).max()) for at in range(len(g.get("id", ())))), default=0.0))
+        for g in held
+    ]
     made: list[list[Tile]] = [[] for _ in waiting]
     left_out = 0
     for turn in range(max((len(g.get("id", ())) for g in held), default=0)):
-        for (_, result), gallery, tiles in zip(waiting, held, made):
+        for (_, result), gallery, factor, tiles in zip(waiting, held, factors, made):
             order = _in_turns(gallery.get("rule", np.array([])))
             if turn >= len(order):
                 continue
-            tile = _tile(gallery, order[turn], result.cell.data)
+            tile = _tile(gallery, order[turn], result.cell.data, factor)
             cost = sum(len(uri) for _, uri in tile.images)
             if cost > budget:
                 left_out += 1
@@ -84,9 +90,18 @@ def walls(subjects: Sequence[Subject], *, budget: int = BUDGET) -> tuple[list[Wa
     return [Wall(*parts) for parts in named], left_out
 
 
-def amplified(delta: npt.NDArray[Any]) -> Pixels:
-    """A perturbation in pixel units as an image: 0.5 + 10 * delta, cut at black and white."""
-    return _bytes(0.5 + AMPLIFIED * delta.astype(np.float64))
+def amplified(delta: npt.NDArray[Any], factor: int = AMPLIFIED) -> Pixels:
+    """A perturbation in pixel units as an image: 0.5 + factor * delta, cut at black and white."""
+    return _bytes(0.5 + factor * delta.astype(np.float64))
+
+
+def factor_of(largest: float) -> int:
+    """How far perturbations are amplified: the largest round number that cuts none of them at black or white.
+
+    Args:
+        largest: absolute value of all that are shown together, in pixel units.
+    """
+    return next((factor for factor in FACTORS if factor * largest <= FULL), 1) if largest else AMPLIFIED
 
 
 def data_uri(image: Pixels) -> str:
@@ -118,19 +133,35 @@ def _in_turns(rules: npt.NDArray[Any]) -> list[int]:
     return [at for _, _, at in sorted(turns)]
 
 
-def _tile(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data) -> Tile:
-    clean, delta = gallery["clean"][at], gallery["delta"][at]
-    adversarial = _bytes(clean / 255 + delta.astype(np.float64))
-    pictures = (("clean", clean), ("adversarial", adversarial), ("difference x 10", amplified(delta)))
+def _tile(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data, factor: int) -> Tile:
+    before, delta = _unit(gallery.get("before", gallery["clean"])[at]), _delta(gallery, at)
+    difference = f"difference \N{MULTIPLICATION SIGN} {factor}"
+    pictures = (
+        ("clean", _bytes(before)),
+        ("adversarial", _bytes(before + delta)),
+        (difference, amplified(delta, factor)),
+    )
     rule = str(gallery["rule"][at])
     return Tile(
         rule=RULES.get(rule, rule),
         id=str(gallery["id"][at]),
         verdict=_verdict(gallery, at, data),
-        score=f"score {float(gallery['score'][at]):.3g}",
+        score=f"score {float(gallery['score'][at]):.3g}, {difference}",
         images=tuple((name, data_uri(image)) for name, image in pictures),
-        small=max(clean.shape[:2]) <= 96,
+        small=max(before.shape[:2]) <= 96,
     )
+
+
+def _delta(gallery: dict[str, npt.NDArray[Any]], at: int) -> npt.NDArray[np.float64]:
+    """The perturbation of one image in pixel units; runs of the first versions hold nothing else of it."""
+    if "adversarial" not in gallery:
+        return gallery["delta"][at].astype(np.float64)  # type: ignore[no-any-return]
+    return gallery["adversarial"][at].astype(np.float64) - _unit(gallery["before"][at])  # type: ignore[no-any-return]
+
+
+def _unit(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    exact = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+    return exact.astype(np.float64)
 
 
 def _verdict(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data) -> str:

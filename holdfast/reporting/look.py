@@ -1,4 +1,4 @@
-"""A page of attacked images to look at: clean, adversarial, and ten times the difference."""
+"""A page of attacked images to look at: clean, adversarial, and the difference, amplified as far as the page says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from holdfast import disk
-from holdfast.reporting.gallery import Pixels, amplified, data_uri
+from holdfast.reporting.gallery import Pixels, amplified, data_uri, factor_of
 
 SMALL = 96
 
@@ -41,6 +41,7 @@ def write(path: Path, looks: Sequence[Look], *, title: str, about: str, next: st
     """
     loader = PackageLoader("holdfast", "reporting")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    factor = factor_of(max((float(np.abs(look.delta).max()) for look in looks), default=0.0))
     tiles = [
         {
             "id": look.id,
@@ -49,10 +50,11 @@ def write(path: Path, looks: Sequence[Look], *, title: str, about: str, next: st
             "images": [
                 ("clean", data_uri(look.clean)),
                 ("adversarial", data_uri(look.adversarial)),
-                ("difference times ten", data_uri(amplified(look.delta))),
+                (f"difference \N{MULTIPLICATION SIGN} {factor}", data_uri(amplified(look.delta, factor))),
             ],
         }
         for look in looks
     ]
-    page = environment.get_template("look.html.jinja").render(title=title, about=about, next=next, tiles=tiles)
+    template = environment.get_template("look.html.jinja")
+    page = template.render(title=title, about=about, next=next, factor=factor, tiles=tiles)
     return disk.write(path, page)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.harm import Out, Push, Rows, See
-from holdfast.attacks.scores import cross_entropy, difference, margin
+from holdfast.attacks.scores import cross_entropy, difference, dlr, dlr_target, margin
 from holdfast.models.encoder import Encoder
 from holdfast.models.features import Features
 from holdfast.tasks.task import Measure, Member
@@ -34,15 +34,19 @@ class Classification:
 
     @property
     def pushes(self) -> Mapping[str, Push]:
-        """`ce`: cross-entropy in nats; `margin`: best other logit minus the true one (Carlini and Wagner 2017).
+        """`ce`: cross-entropy in nats; `margin`: best other logit minus the true one (Carlini and Wagner 2017); `dlr`:
+        the margin in units of the spread of the largest logits (Croce and Hein 2020).
 
-        Those that end in `_target` raise the class `rows["target"]`: minus its cross-entropy; its logit minus the true.
+        Those that end in `_target` raise the class `rows["target"]`: minus its cross-entropy; its logit minus the true,
+        as it is or in those units.
         """
         return {
             "ce": lambda out, rows, t: cross_entropy(out["logits"], rows["label"]),
             "margin": lambda out, rows, t: margin(out["logits"], rows["label"]),
+            "dlr": lambda out, rows, t: dlr(out["logits"], rows["label"]),
             "ce_target": lambda out, rows, t: -cross_entropy(out["logits"], rows["target"]),
             "margin_target": lambda out, rows, t: difference(out["logits"], rows["label"], rows["target"]),
+            "dlr_target": lambda out, rows, t: dlr_target(out["logits"], rows["label"], rows["target"]),
         }
 
     @property

@@ -2,7 +2,9 @@
 Discrimination, CVPR 2018.
 
 The k nearest of a bank vote with the weight exp(cosine / 0.07), as in DINO (Caron et al., ICCV 2021, k = 20), or with
-equal weights. Nothing is fitted, so that the accuracy has no protocol but k and the weight.
+equal weights. Nothing is fitted, so that the accuracy has no protocol but k and the weight. How far a changed image has
+left its place among others: `breakaway` (Petrov and Kwiatkowska 2022, arXiv 2210.04076) and `neighbours_kept` (Lin and
+Smith 2019, arXiv 1909.10724).
 """
 
 from __future__ import annotations
@@ -77,6 +79,64 @@ def votes(similarity: Tensor, labels: Tensor, *, classes: int, temperature: floa
 def knn_predict(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float | None = TEMPERATURE) -> Tensor:
     """The class that the neighbours vote for, int64 [q]; arguments as `votes`."""
     return votes(similarity, labels, classes=classes, temperature=temperature).argmax(1)
+
+
+def vote_margin(
+    similarity: Tensor, labels: Tensor, label: Tensor, *, classes: int, temperature: float | None = TEMPERATURE
+) -> Tensor:
+    """Share of the votes of the best other class minus that of `label`: above 0 = the vote is for another one.
+
+    Args:
+        similarity: as `votes`.
+        labels: as `votes`.
+        label: int64 [q]; one that the bank does not hold has no votes.
+        classes: as `votes`.
+        temperature: as `votes`.
+
+    Returns:
+        float32 [q] in [-1, 1]; a draw is 0, and lost by nobody. It rests at -1 while all neighbours are of one class.
+    """
+    cast = votes(similarity, labels, classes=classes, temperature=temperature)
+    own = torch.arange(classes, device=cast.device) == label[:, None]
+    others = cast.masked_fill(own, 0).amax(1)
+    return ((others - (cast * own).sum(1)) / cast.sum(1)).float()
+
+
+def breakaway(changed: Tensor, clean: Tensor, bank: Tensor, *, exclude: Tensor) -> Tensor:
+    """Share of a bank that is nearer to a changed image than its own clean embedding is, by L2 distance.
+
+    Its mean is the breakaway risk of Petrov and Kwiatkowska 2022: how likely another image is the better match. (Their
+    published script divides the count of its last batch by the number of all images.)
+
+    Args:
+        changed: [q, d].
+        clean: [q, d].
+        bank: clean embeddings [n, d].
+        exclude: bool [q, n]: rows of the bank that are the image itself.
+
+    Returns:
+        float32 [q] in [0, 1]; 0 = the image is still its own nearest match.
+    """
+    # No matrix product: it would lose the digits of short distances, and its kernel would depend on the batch.
+    apart = torch.cdist(changed, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    own = torch.linalg.vector_norm(changed - clean, dim=1, keepdim=True)
+    nearer = ((apart < own) & ~exclude).sum(1)
+    return nearer / (~exclude).sum(1).clamp_min(1)
+
+
+def neighbours_kept(after: Tensor, before: Tensor) -> Tensor:
+    """Share of the k neighbours of the clean image that are among those of the changed one.
+
+    Nearest-neighbour overlap (Lin and Smith 2019), here of one encoder before and after.
+
+    Args:
+        after: indices into a bank, int64 [q, k], no index twice in a row.
+        before: as `after`.
+
+    Returns:
+        float32 [q] in [0, 1].
+    """
+    return (after[:, :, None] == before[:, None]).any(2).float().mean(1)
 
 
 def knn_accuracy(queries: Tensor, truth: Tensor, bank: Tensor, labels: Tensor, *, k: int = K) -> float:

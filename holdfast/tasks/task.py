@@ -15,6 +15,8 @@ from holdfast.models.encoder import Encoder, Precision, frozen
 
 PIXELS = "pixels"
 """The level of a task that reads the images themselves."""
+TOKENS = "-tokens"
+"""Ends the name of a level that is read whole: `block11-tokens` is every patch token, where `block11` is their mean."""
 
 
 class Measure(NamedTuple):
@@ -105,7 +107,36 @@ def seer(encoder: Encoder, task: Task, precision: Precision = "fp32") -> See:
     """The function from pixels to a task's outputs, closed over encoder and head."""
     if task.level == PIXELS:
         return lambda pixels: task.read(encoder, pixels)
-    return lambda pixels: task.read(encoder, encoder.vector(pixels, task.level, precision=precision))
+    return lambda pixels: task.read(encoder, at_level(encoder, pixels, task.level, precision=precision))
+
+
+def at_level(encoder: Encoder, pixels: Tensor, level: str, *, precision: Precision = "fp32") -> Tensor:
+    """What a task reads of images: one vector each, differentiable.
+
+    Args:
+        encoder: gives it.
+        pixels: float32 [b, 3, h, w] in [0, 1].
+        level: as `Encoder.vector` takes it -> [b, d]; one that ends in `TOKENS` is the whole map, all of its positions
+            end to end -> [b, positions * channels], so that a distance is over every patch token.
+        precision: as `Encoder.vector` takes it.
+
+    Raises:
+        ConfigError: the encoder has no such level, or one without positions was to be read whole.
+    """
+    if level.endswith(TOKENS):
+        return encoder.tokens(pixels, level.removesuffix(TOKENS), precision=precision).flatten(1)
+    return encoder.vector(pixels, level, precision=precision)
+
+
+def check_level(encoder: Encoder, level: str) -> None:
+    """Refuse a level that `at_level` cannot read.
+
+    Raises:
+        ConfigError: with the nearest one that it can.
+    """
+    whole = [f"{name}{TOKENS}" for name in encoder.levels if name != "pooled" and not name.startswith("cls")]
+    if level not in (*encoder.levels, *whole):
+        raise ConfigError(f'{encoder.name} has no level "{level}".', next=nearest(level, [*encoder.levels, *whole]))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import pytest
 from holdfast.configs import BenchConfig
 from holdfast.errors import ConfigError
 from holdfast.evaluation.identity import RunRecord, differences
-from holdfast.evaluation.plan import ENCODERS_PER_JOB, SUITES, Subject, cells, jobs, settled
+from holdfast.evaluation.plan import ENCODERS_PER_JOB, Subject, cells, jobs, settled
+from holdfast.evaluation.suites import SUITES
 from holdfast.records import Attack, Data, Model
 
 

@@ -154,11 +154,11 @@ def test_out_of_memory_halves_the_batch_once(
     asked = []
     real = blocks.outcomes
 
-    def short(job, indices, chunk, bench):  # type: ignore[no-untyped-def]
+    def short(job, indices, chunk, bench, **fields):  # type: ignore[no-untyped-def]
         asked.append(chunk)
         if chunk > 16:
             raise torch.OutOfMemoryError("too much")
-        return real(job, indices, chunk, bench)
+        return real(job, indices, chunk, bench, **fields)
 
     monkeypatch.setattr(run, "outcomes", short)
     found = holdfast.bench(str(weights), out=str(tmp_path / "run"), **{**FIELDS, "chunk": 64})
@@ -171,7 +171,7 @@ def test_out_of_memory_halves_the_batch_once(
 
 
 def test_nothing_fits(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*args):  # type: ignore[no-untyped-def]
+    def never(*args, **fields):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(run, "outcomes", never)

@@ -1,0 +1,359 @@
+"""An attack on a few images, outside of a run: what is asked for is checked, completed, and done.
+
+Everything that cannot be attacked is refused before the first step: pixels that are no images, labels that do not fit,
+probabilities where logits are wanted, an encoder that gives no gradient to a method that follows one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from holdfast import draws
+from holdfast.attacks.board import laid
+from holdfast.attacks.cascade import cascade
+from holdfast.attacks.executor import SMALLEST, Found
+from holdfast.attacks.harm import Out, Rows, See, check_pixels
+from holdfast.attacks.methods import AIMED, METHODS, build, method, settled, stop_of
+from holdfast.attacks.scores import margin
+from holdfast.configs import AttackConfig
+from holdfast.errors import ConfigError, DataError, TrustError, nearest
+from holdfast.evaluation.starts import Delta, read_delta
+from holdfast.models.checkpoint import load
+from holdfast.models.encoder import Encoder, frozen
+from holdfast.records import Attack, Model
+from holdfast.tasks.classification import Classification
+from holdfast.tasks.embedding import Embedding
+from holdfast.tasks.task import Task, seer, still, victim
+
+SLOTS = 64
+WHOLE = 1e-3
+"""Rows that sum to one within this, and have no negative number, are probabilities."""
+
+
+class Aim(NamedTuple):
+    """Everything that an attack on a few images needs.
+
+    Attributes:
+        encoder: that is judged.
+        task: what it is used for.
+        made_on: encoder and task that the attack is made on; the same two where there is no surrogate.
+        record: of the attack, with nothing left open.
+        pixels: float32 [b, 3, h, w] on the device.
+        rows: `key`, `eps`, and where they are known `label`, `target`, `begin`.
+    """
+
+    encoder: Encoder
+    task: Task
+    made_on: tuple[Encoder, Task]
+    record: Attack
+    pixels: Tensor
+    rows: dict[str, Tensor]
+
+    @property
+    def slots(self) -> int:
+        """Images per pass."""
+        return max(SMALLEST, min(len(self.pixels), SLOTS))
+
+
+def aimed(
+    encoder: Encoder,
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | None,
+    config: AttackConfig,
+    *,
+    ids: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    delta: Delta | None = None,
+    surrogate: Encoder | None = None,
+) -> Aim:  # parameters: images with what belongs to them; a record would only rename it
+    """Check what is asked for, and complete it.
+
+    Args:
+        encoder: left as it was.
+        images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
+        labels: int64 [b]; for classification without them, the clean predictions.
+        config: method, eps, norm, steps, push...
+        ids: names that key the random start; empty = their positions.
+        classes: names of the labels, so that a target can be named.
+        delta: where to begin: perturbations [b, 3, h, w], or one [3, h, w] for all; or a file of them (`read_delta`).
+        surrogate: the encoder that the attack is made on, where it is not `encoder`; None = as the config says.
+
+    Raises:
+        PixelError: images outside [0, 1].
+        DataError: images of different sizes, labels or a delta that do not fit.
+        ConfigError: an unknown harm, an eps that is no radius, no head to attack through, or probabilities for logits.
+        TrustError: outputs that are not finite.
+    """
+    pixels = stacked(images)
+    task = task_of(encoder, config, pixels)
+    if surrogate is None and config.surrogate:
+        named = Model(spec=config.surrogate, arch=config.arch, options=config.options)
+        surrogate = load(named, device=encoder.mean.device)
+    made_on = (encoder, task) if surrogate is None else (surrogate, task_of(surrogate, config, pixels))
+    if made_on[1].classes != task.classes:
+        raise ConfigError(
+            f"{made_on[0].name} tells {made_on[1].classes} classes apart, {encoder.name} {task.classes}.",
+            asked="An attack made on one encoder and judged on another was asked for.",
+            next="Attack them --through embedding, which needs no common classes.",
+        )
+    record = record_of(config, task, given=delta is not None)
+    if labels is not None and task.classes:
+        _check_labels(labels, len(pixels), task.classes)
+    device = encoder.mean.device
+    rows = {
+        "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
+        "eps": torch.full((len(pixels),), record.eps or torch.inf, device=device),
+    }
+    if delta is not None:
+        rows["begin"] = read_delta(delta, pixels).to(device)
+    aim = Aim(encoder, task, made_on, record, laid(pixels.to(device)), rows)
+    for model, use in dict.fromkeys(((encoder, task), made_on)):
+        out = _outputs(aim, model, use)
+        if task.classes and model is encoder:
+            rows["label"] = out["logits"].argmax(1) if labels is None else labels.to(device)
+    if config.target:
+        rows["target"] = torch.full_like(rows["key"], target_of(config, task.classes, classes))
+    return aim
+
+
+def pursued(aim: Aim) -> Found:
+    """Run the attack.
+
+    Returns:
+        The worst iterates in the order of the images, scored on the encoder that is judged. With a target, a score
+        above 0 says that the image is taken for it.
+
+    Raises:
+        ConfigError: an encoder without gradients for a method that follows them.
+    """
+    (model, task), record = aim.made_on, aim.record
+    members = build(record, classes=task.classes)
+    with victim(model, task, members[0].push, precision=record.precision, samples=record.samples) as harm:
+        if "target" in aim.rows:
+            harm = dataclasses.replace(harm, score=_hit)
+        see = harm.exact or harm.see
+        truth = by_chunks(aim, lambda x, rows: _truth(task, record, x, rows, see))
+        _refuse_blindness(aim, harm.see)
+        # What fools a surrogate by a hair need not fool another encoder: there the whole run counts.
+        stop = stop_of(record, lost=task.stop and model is aim.encoder)
+        found = cascade(members, harm, task.pushes, aim.pixels, truth, slots=aim.slots, stop=stop)
+    if model is aim.encoder:
+        return found
+    trace = {**found.trace, "surrogate_score": found.score}
+    return Found(found.pixels, outcomes(aim, found.pixels)["score"], trace)
+
+
+def outcomes(aim: Aim, pixels: Tensor) -> dict[str, Tensor]:
+    """What the encoder makes of other pixels in the place of the images: outcomes of its task, and `score`; [b] each.
+
+    Args:
+        aim: as `aimed` returns it.
+        pixels: float32 [b, 3, h, w].
+    """
+    see, task = seer(aim.encoder, aim.task), aim.task
+
+    def judged(clean: Tensor, rows: Rows) -> Rows:
+        truth, out = task.truth(clean, rows, see), see(laid(rows["now"]))
+        return {**task.outcome(out, truth), "score": (_hit if "target" in rows else task.score)(out, truth)}
+
+    with still(aim.encoder, task), torch.no_grad():
+        return by_chunks(aim._replace(rows={**aim.rows, "now": pixels.to(aim.pixels)}), judged)
+
+
+def by_chunks(aim: Aim, work: Callable[[Tensor, Rows], Rows]) -> dict[str, Tensor]:
+    """What `work` gives for images and rows, in passes padded to one size."""
+    parts: list[Rows] = []
+    for first in range(0, len(aim.pixels), aim.slots):
+        at = torch.arange(first, min(first + aim.slots, len(aim.pixels)), device=aim.pixels.device)
+        padded = at[torch.arange(aim.slots, device=at.device) % len(at)]
+        found = work(laid(aim.pixels[padded]), {name: row[padded] for name, row in aim.rows.items()})
+        parts.append({name: row[: len(at)] for name, row in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+# -- what was asked for ------------------------------------------------------------------------------------------------
+
+
+def stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
+    """Images in one tensor, checked.
+
+    Raises:
+        DataError: they have different sizes.
+        PixelError: they are no images in [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        sizes = sorted({tuple(image.shape) for image in images})
+        if len(sizes) > 1:
+            raise DataError(
+                f"Images of {' and '.join('x'.join(map(str, size[1:])) for size in sizes)} pixels.",
+                asked="A batch holds images of one size.",
+                next="Cut them to one: --size 224, or torchvision's CenterCrop.",
+            )
+        images = torch.stack(list(images)) if len(images) else torch.empty(0, 3, 0, 0)
+    check_pixels(images)
+    return images
+
+
+def task_of(encoder: Encoder, config: AttackConfig, pixels: Tensor) -> Task:
+    """What is attacked: a level of the embedding, or the head.
+
+    Raises:
+        ConfigError: there is no head.
+    """
+    if config.through == "embedding":
+        if config.target:
+            raise ConfigError(
+                f'Class "{config.target}" was to be aimed at, through the embedding, which has none.',
+                next="Add --through classification.",
+            )
+        return Embedding(level=config.level or "pooled")
+    if encoder.head is not None:
+        return Classification(known=encoder.classes)
+    if hasattr(encoder.trunk, "get_classifier"):
+        raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
+    # A module that does not tell trunk from head may be a classifier: what it returns is taken for logits.
+    with frozen(encoder), torch.no_grad():
+        known = encoder(pixels[:1].to(encoder.mean.device)).pooled.shape[1]
+    return Classification(nn.Identity(), known=known)
+
+
+def record_of(config: AttackConfig, task: Task, *, given: bool = False) -> Attack:
+    """The record of an attack, with everything that was left to method and task written out.
+
+    Args:
+        config: of the verb.
+        task: what is attacked; its first harm is the default.
+        given: whether the attack begins at given pixels.
+
+    Raises:
+        ConfigError: no such method, and whatever `methods.settled` refuses.
+    """
+    push = config.push or next(iter(task.pushes))
+    chosen = method(config.method)
+    if config.target and chosen.pushes:
+        free = [name for name, other in METHODS.items() if other.gradient and not other.pushes]
+        raise ConfigError(
+            f"{config.method} brings harms of its own, and was to aim at {config.target}.",
+            next=f"Aim with {', '.join(free)}.",
+        )
+    if (config.targets or config.target) and f"{push}_target" in task.pushes:
+        push = f"{push}_target"
+    record = settled(
+        Attack(
+            method=config.method,
+            through=config.through,
+            push=push,
+            norm=config.norm,
+            eps=config.eps,
+            alpha=config.alpha,
+            steps=config.steps,
+            restarts=config.restarts,
+            seed=config.seed,
+            targets=config.targets,
+            aim="towards" if config.target else config.aim,
+            level=config.level,
+            samples=config.samples,
+            precision=config.precision,
+        )
+    )
+    return msgspec.structs.replace(record, start="given") if given else record
+
+
+def target_of(config: AttackConfig, known: int, names: Sequence[str]) -> int:
+    """The number of the class that is aimed at.
+
+    Args:
+        config: names it, or says its number.
+        known: how many classes there are.
+        names: of them, where the images have names for them.
+
+    Raises:
+        ConfigError: no such class.
+    """
+    if config.target in names:
+        return list(names).index(config.target)
+    if config.target.isdigit() and int(config.target) < known:
+        return int(config.target)
+    hint = nearest(config.target, names) if names and not config.target.isdigit() else ""
+    raise ConfigError(
+        f"there is no such class; the encoder tells {known} apart.",
+        asked=f'Class "{config.target}" was to be aimed at:',
+        next=hint or f"Give its number, 0 to {known - 1}.",
+    )
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _outputs(aim: Aim, encoder: Encoder, task: Task) -> dict[str, Tensor]:
+    """The outputs of the clean images, refused where nothing could be attacked with them."""
+    with still(encoder, task), torch.no_grad():
+        out = by_chunks(aim, lambda x, rows: seer(encoder, task)(x))
+    for name, part in out.items():
+        bad = (~torch.isfinite(part).flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise TrustError(
+                f"the {name} of image {bad[0]} (and {len(bad) - 1} more) are not finite.",
+                asked=f"{encoder.name} was to be attacked:",
+                next="Look for overflow or a division by zero in the encoder.",
+            )
+    logits = out.get("logits")
+    if logits is not None and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < WHOLE).all()):
+        raise ConfigError(
+            "its outputs are probabilities: none is negative, and each row sums to 1. Their gradient vanishes where "
+            "the encoder is sure.",
+            asked=f"{encoder.name} was to be attacked by its logits:",
+            next="Drop the softmax at its end.",
+        )
+    return out
+
+
+def _refuse_blindness(aim: Aim, see: See) -> None:
+    """Refuse to follow gradients that are not there; the encoder has answered without them already."""
+    if not method(aim.record.method).gradient:
+        return
+    few = aim.pixels[torch.arange(SMALLEST, device=aim.pixels.device) % len(aim.pixels)]
+    try:
+        with torch.enable_grad():
+            out = see(laid(few).detach().requires_grad_())
+        if any(part.requires_grad for part in out.values()):
+            return
+        reason = "its outputs do not depend on the pixels"
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+    free = [name for name, m in METHODS.items() if not m.gradient and aim.record.through in m.through]
+    hint = f"--method {'square' if 'square' in free or not free else free[0]}"
+    raise ConfigError(
+        f"{aim.made_on[0].name} is not differentiable: {reason}.",
+        asked=f"{aim.record.method} follows the gradient of the encoder.",
+        next=f"Attack it without one: {hint}" + ("." if free else " --through classification."),
+    )
+
+
+def _truth(task: Task, record: Attack, pixels: Tensor, rows: Rows, see: See) -> Rows:
+    truth: Mapping[str, Tensor] = task.truth(pixels, rows, see)
+    if "target" not in rows and (record.targets or record.aim == "towards" or record.method in AIMED):
+        with torch.no_grad():
+            truth = {**truth, **task.aims(see(pixels), truth, seed=record.seed)}
+    return truth
+
+
+def _hit(out: Out, rows: Rows) -> Tensor:
+    """The logit of the target minus the best other one, [b]: above 0 = the image is taken for the target."""
+    return -margin(out["logits"], rows["target"])
+
+
+def _check_labels(labels: Tensor, images: int, classes: int) -> None:
+    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (images,)
+    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        span = f" in {int(labels.min())}..{int(labels.max())}" if fits else ""
+        raise DataError(f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}.")

@@ -1,0 +1,358 @@
+"""Adversarial images judged anew, from disk and apart from the attack: does each do what its record says?
+
+An attack that overrules its ball, a score of the wrong class or a picture of another image would make every number of a
+run wrong in the same way. So nothing of `holdfast.attacks` or `holdfast.tasks` is used here: norms, margins and drifts
+are written again, in float64, on features in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from holdfast import draws
+from holdfast.codec import read_json
+from holdfast.corruptions.table import corrupt
+from holdfast.data.decode import decode, fit
+from holdfast.data.sources import open_source
+from holdfast.errors import CheckpointError, DataError, HoldfastError
+from holdfast.evaluation.rows import called, condition
+from holdfast.evaluation.store import read
+from holdfast.models.checkpoint import load
+from holdfast.models.encoder import Encoder, frozen
+from holdfast.records import Cell, Model
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+Doubles = npt.NDArray[np.float64]
+HeadOf = Callable[[Cell, Encoder], nn.Module | None]
+
+FILE = "adversarial.npz"
+FILES = "files"
+"""The source of a cell whose images were named one by one: their ids are their paths."""
+
+IN_BALL = 1e-6
+CLOSE = 1e-4
+NORMS: dict[str, Callable[[Doubles], Doubles]] = {
+    "linf": lambda d: np.abs(d).max(axis=1),
+    "l2": lambda d: np.sqrt(np.square(d).sum(axis=1)),
+    "l1": lambda d: np.abs(d).sum(axis=1),
+}
+
+
+class Stored(NamedTuple):
+    """Adversarial images of one cell, as they lie on disk.
+
+    Attributes:
+        file: that holds them.
+        cell: what they were made for.
+        arrays: `id`, `clean`, `before`, `adversarial`, [k, ...] each.
+        recorded: per-image outcomes in the same order: `prediction`, `margin`, `l2`, `correct`...
+    """
+
+    file: Path
+    cell: Cell
+    arrays: Arrays
+    recorded: Arrays
+
+
+class Verdict(NamedTuple):
+    """What became of the images of one cell.
+
+    Attributes:
+        file: that holds them.
+        about: encoder and condition in words.
+        images: how many there are.
+        lost: of them lost, judged anew; None where the task knows no loss.
+        lost_rounded: of them lost when rounded to 8 bits.
+        excess: how far the furthest is outside its ball, in pixel units; below 0 = inside; None without a radius.
+        off: the largest difference between a score and its record.
+        problems: what disagrees, in words; empty = everything agrees.
+    """
+
+    file: Path
+    about: str
+    images: int
+    lost: int | None
+    lost_rounded: int | None
+    excess: float | None
+    off: float
+    problems: tuple[str, ...]
+
+
+class Judged(NamedTuple):
+    """Outcomes judged anew, float64 [k]: `height` (margin, or L2 drift), `prediction` (-1 without labels)."""
+
+    height: Doubles
+    prediction: npt.NDArray[np.int64]
+    cosine: Doubles
+
+
+def verified(folder: str | Path, head_of: HeadOf, *, device: torch.device) -> list[Verdict]:
+    """Judge every adversarial image of a folder anew.
+
+    Args:
+        folder: of a `bench`, or of an `attack`.
+        head_of: finds the head of a cell that was judged by classification; None = the checkpoint's own.
+        device: where the encoders go.
+
+    Returns:
+        One verdict per cell that keeps adversarial images.
+
+    Raises:
+        DataError: the folder holds none, or a file that is not whole.
+    """
+    found = list(stored(Path(folder)))
+    if not found:
+        raise DataError(
+            f"{folder} holds no adversarial images.", next="Give the --out of a `holdfast bench` or `holdfast attack`."
+        )
+    encoders: dict[str, Encoder] = {}
+    verdicts = []
+    # The cells of an encoder lie together: one encoder is in memory at a time.
+    for part in sorted(found, key=lambda item: (item.cell.encoder.digest_of_weights, str(item.file))):
+        try:
+            name = part.cell.encoder.digest_of_weights
+            if name not in encoders:
+                encoders = {name: _loaded(part.cell.encoder, device)}
+            verdicts.append(judge(part, encoders[name], head_of(part.cell, encoders[name])))
+        except HoldfastError as error:
+            verdicts.append(_unjudged(part, str(error)))
+    return verdicts
+
+
+def stored(folder: Path) -> Iterator[Stored]:
+    """The adversarial images of a folder; maps and other galleries are passed over.
+
+    Raises:
+        DataError: a file that is not whole.
+    """
+    if (folder / FILE).is_file():
+        arrays = _arrays(folder / FILE)
+        if "cell" not in arrays:
+            raise DataError(f"{folder / FILE} does not say what it holds.", next="Make it again: holdfast attack.")
+        cell = read_json(Cell, str(arrays["cell"]).encode())
+        yield Stored(folder / FILE, cell, arrays, arrays)
+    if not (folder / "run.yaml").is_file():
+        return
+    run = read(folder)
+    for result in run.results:
+        gallery = run.gallery(result.id) if result.status == "done" and result.cell.attack is not None else {}
+        if not gallery:
+            continue
+        whole = run.outcomes(result.id)
+        row_of = {str(name): row for row, name in enumerate(whole["id"].tolist())}
+        rows = [row_of.get(str(name), -1) for name in gallery["id"].tolist()]
+        known = {name: part[rows] for name, part in whole.items()} if min(rows) >= 0 else {}
+        yield Stored(folder / "gallery" / f"{result.id}.npz", result.cell, gallery, known)
+
+
+def judge(part: Stored, encoder: Encoder, head: nn.Module | None) -> Verdict:
+    """Judge the images of one cell.
+
+    Args:
+        part: the images with their record.
+        encoder: that the cell names.
+        head: of the judge; None = the encoder's own.
+
+    Returns:
+        What was found.
+    """
+    arrays, attack = part.arrays, part.cell.attack
+    assert attack is not None, "`stored` gives attacked cells alone"
+    if "adversarial" not in arrays or arrays["adversarial"].dtype != np.float32:
+        return _unjudged(part, "the images were not stored exactly; measure again with this version")
+    if not part.recorded:
+        return _unjudged(part, "images that the record does not know")
+    adversarial, before = _unit(arrays["adversarial"]), _unit(arrays["before"])
+    problems = [*_of_pixels(adversarial, before), *_of_source(part)]
+    norm = NORMS[attack.norm]((adversarial - before).reshape(len(before), -1))
+    excess = float((norm - attack.eps).max()) if attack.eps else None
+    if excess is not None and excess > IN_BALL * max(1.0, attack.eps):
+        problems.append(f"{excess:.3g} outside the {attack.norm} ball of {attack.eps:.6g}")
+    problems += _differing("attack_norm", norm, part.recorded, within=IN_BALL)
+    pixels = torch.from_numpy(np.ascontiguousarray(arrays["adversarial"]))
+    with _exactly(encoder, head):
+        seen = _seen(part, encoder, head, pixels)
+        rounded = _seen(part, encoder, head, (pixels * 255).round().div(255))
+    problems += _of_record(part, seen, rounded)
+    lost = rounded_lost = None
+    if part.cell.judge.task == "classification":
+        lost, rounded_lost = int((seen.height > 0).sum()), int((rounded.height > 0).sum())
+    name = _height(part.cell)
+    off = float(np.abs(seen.height - part.recorded[name].astype(np.float64)).max()) if name in part.recorded else 0.0
+    about = f"{called(part.cell)}, {condition(part.cell)}"
+    return Verdict(part.file, about, len(norm), lost, rounded_lost, excess, off, tuple(problems))
+
+
+# -- what is compared --------------------------------------------------------------------------------------------------
+
+
+def _of_pixels(adversarial: Doubles, before: Doubles) -> Iterator[str]:
+    if adversarial.shape != before.shape or adversarial.ndim != 4 or adversarial.shape[3] != 3:
+        raise DataError(f"images of shape {adversarial.shape} beside originals of {before.shape}.")
+    if not (np.isfinite(adversarial).all() and adversarial.min() >= 0 and adversarial.max() <= 1):
+        yield f"pixels span [{adversarial.min():g}, {adversarial.max():g}]"
+
+
+def _of_source(part: Stored) -> Iterator[str]:
+    """The originals against the images that they are said to be, read again."""
+    cell, arrays = part.cell, part.arrays
+    ids = [str(name) for name in arrays["id"].tolist()]
+    for at, (name, (pixels, label)) in enumerate(zip(ids, _read(cell, ids))):
+        if not np.array_equal(pixels, arrays["clean"][at]):
+            yield f"{name} is not the image of that name"
+        known = {int(held["label"][at]) for held in (arrays, part.recorded) if "label" in held}
+        if label is not None and known - {label, -1}:
+            yield f"{name} has label {label}, recorded {known}"
+    stage = cell.corruption
+    if stage is None:
+        expected = _unit(arrays["clean"])
+    elif stage.root:
+        return
+    else:
+        changed = corrupt(torch.from_numpy(np.array(arrays["clean"])), stage, draws.keys(ids))
+        expected = _unit(changed.cpu().numpy())
+    if not np.array_equal(expected.astype(np.float32), _unit(arrays["before"]).astype(np.float32)):
+        yield "the attack did not begin at these images"
+
+
+def _of_record(part: Stored, seen: Judged, rounded: Judged) -> Iterator[str]:
+    """What was judged anew against what stands in the record."""
+    recorded, names = part.recorded, [str(name) for name in part.arrays["id"].tolist()]
+    height = _height(part.cell)
+    if height not in recorded:
+        yield f"the record has no {height}"
+    yield from _differing(height, seen.height, recorded)
+    if _scores_the_same(part):
+        yield from _differing("attack_score", seen.height, recorded)
+    if part.cell.judge.task != "classification":
+        yield from _differing("cosine", seen.cosine, recorded)
+        return
+    sure = np.abs(seen.height) > CLOSE
+    for verdict, again in (("correct", seen), ("rounded_correct", rounded)):
+        wrong = (again.height > 0) == recorded[verdict].astype(bool) if verdict in recorded else np.zeros_like(sure)
+        # On the boundary a verdict may turn with the last digit.
+        for at in np.flatnonzero(wrong & (np.abs(again.height) > CLOSE)):
+            was, now = ("right", "lost") if recorded[verdict][at] else ("lost", "right")
+            yield f"{names[at]}{', rounded,' if again is rounded else ''} is recorded as {was} and is {now}"
+    for held in (recorded, part.arrays):
+        if "prediction" in held:
+            for at in np.flatnonzero((seen.prediction != held["prediction"]) & sure):
+                yield f"{names[at]} is seen as {seen.prediction[at]}, recorded {held['prediction'][at]}"
+
+
+def _scores_the_same(part: Stored) -> bool:
+    """Whether the attack compared its iterates by the very number that the judge gives."""
+    attack, judge = part.cell.attack, part.cell.judge
+    if attack is None or attack.surrogate is not None or attack.samples > 1 or attack.precision != "fp32":
+        return False
+    if judge.task == "classification":
+        return "target" not in part.arrays
+    return (attack.scored, attack.aim) == ("drift", "away") and attack.level in ("", judge.level)
+
+
+def _differing(name: str, found: Doubles, recorded: Arrays, *, within: float = CLOSE) -> list[str]:
+    """Numbers that differ from their record by more than `within`, of itself where it is above 1."""
+    if name not in recorded:
+        return []
+    known = recorded[name].astype(np.float64)
+    off = np.abs(found - known)
+    if bool((off <= within * np.maximum(1.0, np.abs(known))).all()):
+        return []
+    at = int(np.nan_to_num(off, nan=np.inf).argmax())
+    return [f"{name} is {found[at]:.6g}, recorded {known[at]:.6g}"]
+
+
+def _height(cell: Cell) -> str:
+    return "margin" if cell.judge.task == "classification" else "l2"
+
+
+# -- what is judged ----------------------------------------------------------------------------------------------------
+
+
+def _seen(part: Stored, encoder: Encoder, head: nn.Module | None, images: Tensor) -> Judged:
+    """Outcomes of images float32 [k, h, w, 3], each judged by formulas of this file alone."""
+    device, level = encoder.mean.device, part.cell.judge.level
+    pixels = images.permute(0, 3, 1, 2).contiguous().to(device)
+    k, rows = len(images), np.arange(len(images))
+    if part.cell.judge.task == "classification":
+        logits = encoder.logits(pixels) if head is None else head(encoder.vector(pixels, level))
+        values = logits.double().cpu().numpy()
+        labels = part.arrays["label"].astype(np.int64)
+        others = values.copy()
+        others[rows, labels] = -np.inf
+        return Judged(others.max(axis=1) - values[rows, labels], values.argmax(axis=1), np.zeros(k))
+    clean = torch.from_numpy(_unit(part.arrays["clean"]).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    z, origin = (encoder.vector(p, level).double().cpu().numpy() for p in (pixels, clean.to(device)))
+    lengths = np.maximum(np.linalg.norm(z, axis=1) * np.linalg.norm(origin, axis=1), 1e-16)
+    cosine = np.maximum(1 - (z * origin).sum(axis=1) / lengths, 0)
+    return Judged(np.sqrt(np.square(z - origin).sum(axis=1)), np.full(k, -1), cosine)
+
+
+@contextlib.contextmanager
+def _exactly(encoder: Encoder, head: nn.Module | None) -> Iterator[None]:
+    """Frozen, without gradient, in true float32, and without a trace in the global random state."""
+    device = encoder.mean.device
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.no_grad())
+        for module in (encoder, *([head] if head is not None else [])):
+            stack.enter_context(frozen(module, norm="eval"))
+        convolutions = torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = convolutions
+            torch.set_float32_matmul_precision(precision)
+
+
+def _read(cell: Cell, ids: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.uint8], int | None]]:
+    """The images of these ids from where they lie, with their labels."""
+    data = cell.data
+    if data.source == FILES:
+        for name in ids:
+            cut = fit(decode(name), resize=data.resize, size=data.size, interpolation=data.interpolation, name=name)
+            yield cut, None
+        return
+    source = open_source(data)
+    place_of = {name: place for place, name in enumerate(source.ids)}
+    for name in ids:
+        if name not in place_of:
+            raise DataError(f"{data.root or data.source} has no image {name}.", next="Put the images back.")
+        place = place_of[name]
+        yield source.read(place).pixels, None if source.labels is None else source.labels[place]
+
+
+def _loaded(model: Model, device: torch.device) -> Encoder:
+    if model.spec.startswith("module:"):
+        raise CheckpointError(f"{model.spec} was handed over in Python and lies on no disk: it cannot be judged anew.")
+    return load(model, device=device)
+
+
+def _unjudged(part: Stored, why: str) -> Verdict:
+    about = f"{called(part.cell)}, {condition(part.cell)}"
+    return Verdict(part.file, about, len(part.arrays.get("id", ())), None, None, None, 0.0, (f"not judged: {why}",))
+
+
+def _unit(images: npt.NDArray[np.generic]) -> Doubles:
+    """Images as float64 in [0, 1]; a byte is what float32 makes of it over 255."""
+    exact = images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
+    return exact.astype(np.float64)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, OSError, KeyError) as error:
+        raise DataError(f"{path} is not whole or not ours ({error}).", next="Make it again: holdfast attack.") from None

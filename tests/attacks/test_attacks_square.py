@@ -1,0 +1,429 @@
+"""Square against the truth (a linear functional), its plain loop, its peer, then the promises of every attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from holdfast import draws
+from holdfast.attacks.balls import BALLS, Ball
+from holdfast.attacks.executor import Found, Seen, Stage, pursue
+from holdfast.attacks.harm import Harm
+from holdfast.attacks.scores import margin
+from holdfast.attacks.square import SEARCHES, Square
+from holdfast.attacks.square_l2 import eta
+from holdfast.attacks.square_windows import halvings, sides, windows
+from holdfast.errors import ConfigError
+
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 6.0}
+NORMS = sorted(EPS)
+N = 20
+
+
+def rows(n: int, eps: float, **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"key": draws.keys([f"image/{i}" for i in range(n)]), "eps": torch.full((n,), eps), **more}
+
+
+def refused(out, rows, t):
+    raise AssertionError("Square asked for what is raised; it needs the score alone")
+
+
+def linear(weight: torch.Tensor) -> Harm:
+    return Harm(lambda x: {"value": (x * weight).flatten(1).sum(1)}, refused, lambda out, rows: out["value"])
+
+
+def net(levels: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A small net; with `levels`, of pixels rounded to so many, which leaves no gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 16, 3, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(16 * 9, 10),
+        ).eval()
+    return lambda x: model((x * levels).round() / levels if levels else x)
+
+
+def through(model: Callable[[torch.Tensor], torch.Tensor]) -> Harm:
+    return Harm(lambda x: {"logits": model(x)}, refused, lambda out, rows: margin(out["logits"], rows["label"]))
+
+
+def images(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(n, 3, 16, 16, generator=draws.generator("images"))
+    with torch.no_grad():
+        return x, net()(x).argmax(1)
+
+
+# -- the truth ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "least"), [("linf", 0.95), ("l2", 0.5), ("l1", 0.12)])
+def test_linear_functional_is_raised_towards_its_optimum(norm: str, least: float) -> None:
+    """The optimum of a linear functional is eps times the dual norm of its weight; in L1 that is a single pixel."""
+    weight = torch.randn(3, 8, 8, generator=draws.generator("weight"))
+    dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
+    x, harm, eps = torch.full((8, 3, 8, 8), 0.5), linear(weight), {"linf": 0.05, "l2": 0.2, "l1": 0.3}[norm]
+    found = pursue(Square(BALLS[norm], 1000), harm, x, rows(8, eps), slots=8, stop="never")
+    share = (found.score - harm.score(harm.see(x), {})) / (
+        eps * float(torch.linalg.vector_norm(weight.flatten(), dual))
+    )
+    assert float(share.min()) >= least and float(share.max()) <= 1 + 1e-5, share
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_proposal_is_in_ball_and_box_and_the_best_never_falls(norm: str) -> None:
+    model, (x, label) = net(), images()
+    x = x.where(x > 0.3, 0).where(x < 0.7, 1)
+    seen: list[Seen] = []
+    found = pursue(
+        Square(BALLS[norm], 60),
+        through(model),
+        x,
+        rows(N, EPS[norm], label=label),
+        slots=N,
+        stop="never",
+        watch=seen.append,
+    )
+    for look in seen:
+        assert float(BALLS[norm].norm(look.pixels.double() - x[look.at].double()).max()) <= EPS[norm] * (1 + 2e-6)
+        assert float(look.pixels.min()) >= 0 and float(look.pixels.max()) <= 1
+    best = torch.stack([look.score for look in seen]).cummax(0).values
+    assert bool((found.score >= best[-1]).all())
+    # Every proposal grows from the best so far: outside its windows it shows the best that was seen before.
+    if norm == "linf":
+        shown, top = seen[0].pixels, seen[0].score
+        for look in seen[1:]:
+            changed = (look.pixels != shown).any(1)
+            assert bool((changed.flatten(1).sum(1) > 0).all()), "a look was wasted"
+            side = torch.maximum(changed.any(2).sum(1), changed.any(1).sum(1))
+            assert int(side.max()) <= max(sides(0.8, 16, 16, odd=False))
+            better = look.score > top
+            shown = torch.where(better.view(-1, 1, 1, 1), look.pixels, shown)
+            top = torch.maximum(top, look.score)
+
+
+def test_length_is_used_up_in_l2() -> None:
+    """In the middle of the box nothing is clamped, and every proposal is as long as the radius."""
+    x, seen = torch.full((8, 3, 16, 16), 0.5), []
+    harm = linear(torch.randn(3, 16, 16, generator=draws.generator("weight")))
+    pursue(Square(BALLS["l2"], 40), harm, x, rows(8, 0.5), slots=8, stop="never", watch=seen.append)
+    length = torch.stack([BALLS["l2"].norm(look.pixels - x) for look in seen])
+    assert torch.allclose(length, torch.full_like(length, 0.5), rtol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_photographs_stay_in_the_ball(norm: str) -> None:
+    """150,528 values: sums in float32 must not carry a proposal over the radius that the verifier allows."""
+    x = torch.rand(1, 3, 224, 224, generator=draws.generator("photo")).expand(8, -1, -1, -1)
+    eps, seen = {"l2": 3.0, "l1": 75.0}[norm], []
+    harm = linear(torch.randn(3, 224, 224, generator=draws.generator("weight")))
+    pursue(Square(BALLS[norm], 8), harm, x, rows(8, eps), slots=8, stop="never", watch=seen.append)
+    for look in seen:
+        order = 2 if norm == "l2" else 1
+        length = torch.linalg.vector_norm((look.pixels.double() - x.double()).flatten(1), order, dim=1)
+        assert float(length.max()) <= eps * (1 + 1e-6)
+
+
+# -- the schedule and the patterns -------------------------------------------------------------------------------------
+
+
+def test_schedule_is_the_published_one() -> None:
+    """p is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 looks, scaled to the steps."""
+    count = torch.tensor([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2001, 4001, 6001, 8000, 8001, 9999])
+    expected = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 8, 9, 9]
+    assert halvings(count, 10_000).tolist() == expected
+    assert halvings(torch.tensor([5, 6, 4000, 4001]), 5000).tolist() == [0, 1, 8, 9]
+    assert sides(0.8, 32, 32, odd=False) == (29, 20, 14, 10, 7, 5, 4, 3, 2, 1)
+    assert sides(0.8, 32, 32, odd=True) == (29, 21, 15, 11, 7, 5, 5, 3, 3, 3)
+    assert sides(0.8, 8, 16, odd=True)[:2] == (8, 7)
+
+
+def test_windows_reach_every_corner_evenly() -> None:
+    n, side = 4000, torch.tensor([3]).repeat(4000)
+    words = draws.words(torch.arange(n), torch.zeros(n, dtype=torch.int64), 2)
+    (window,) = windows(words, side, 3, 6, 5)
+    assert torch.bincount(window.top.flatten(), minlength=4).tolist() == pytest.approx(
+        [n / 4] * 4, abs=4 * math.sqrt(n)
+    )
+    assert torch.bincount(window.left.flatten(), minlength=3).tolist() == pytest.approx(
+        [n / 3] * 3, abs=4 * math.sqrt(n)
+    )
+
+
+@pytest.mark.parametrize(("norm", "order"), [("L2", 2), ("L1", 1)])
+def test_patterns_are_those_of_the_peer(norm: str, order: int) -> None:
+    peer = pytest.importorskip("pyautoattack.square").SquareAttack(None, norm=norm, eps=1.0, device="cpu")
+    for side in (2, 3, 4, 5, 6, 7, 11, 29, 44):
+        with torch.random.fork_rng(devices=[]):
+            theirs, ours = peer.eta(side), eta(side, order)
+        assert min(float((theirs - ours).abs().max()), float((theirs - ours.T).abs().max())) < 1e-6
+        assert float(torch.linalg.vector_norm(ours, order)) == pytest.approx(1, abs=1e-5)
+    assert eta(1, order).tolist() == [[-1.0]]
+
+
+# -- the paper's loop, written out plainly -----------------------------------------------------------------------------
+
+
+class Drawn:
+    """The words of one image at one step, one after the other, by Python's own integers."""
+
+    def __init__(self, stream: int, step: int, lanes: int) -> None:
+        self.words = draws.words(torch.tensor([stream]), torch.tensor([step]), lanes)[0].tolist()
+        self.place = 0
+
+    def word(self) -> int:
+        self.place += 1
+        return self.words[self.place - 1]
+
+    def below(self, high: int) -> int:
+        return self.word() * high // 2**31
+
+    def signs(self, n: int) -> torch.Tensor:
+        return self.of(self.word(), n)
+
+    @staticmethod
+    def of(word: int, n: int) -> torch.Tensor:
+        return torch.tensor([1.0 if word >> i & 1 else -1.0 for i in range(n)]).view(n, 1, 1)
+
+
+def share_after(i: int, steps: int, p: float) -> float:
+    for bound, part in zip((8000, 6000, 4000, 2000, 1000, 500, 200, 50, 10), (512, 256, 128, 64, 32, 16, 8, 4, 2)):
+        if i * 10_000 // steps > bound:
+            return p / part
+    return p
+
+
+def pattern(side: int, order: int, turned: int) -> torch.Tensor:
+    return eta(side, order).T if turned else eta(side, order)
+
+
+def mass(part: torch.Tensor, order: int) -> torch.Tensor:
+    return part.abs().pow(order).sum((1, 2), keepdim=True)
+
+
+def plain_start(x: torch.Tensor, ball: Ball, norm: str, eps: float, stream: int) -> torch.Tensor:
+    c, h, w = x.shape
+    if norm == "linf":
+        drawn = Drawn(stream, 0, c * w)
+        sign = torch.tensor([[1.0 if drawn.word() & 1 else -1.0 for _ in range(w)] for _ in range(c)])
+        return (x + eps * sign[:, None, :]).clamp(0, 1)
+    order, side = {"l2": 2, "l1": 1}[norm], h // 5
+    drawn, delta = Drawn(stream, 0, 2 * (h // side) * (w // side)), torch.zeros_like(x)
+    for i in range(h // side):
+        for j in range(w // side):
+            top, left = h % side // 2 + i * side, w % side // 2 + j * side
+            turned = drawn.word() & 1
+            delta[:, top : top + side, left : left + side] = pattern(side, order, turned) * drawn.signs(c)
+    if norm == "l2":
+        return (x + eps * (1 - 1e-6) * delta / delta.norm()).clamp(0, 1)
+    return ball.project(x[None], (x + delta)[None], torch.tensor([eps]))[0]
+
+
+def plain_proposal(
+    x: torch.Tensor, best: torch.Tensor, ball: Ball, norm: str, eps: float, p: float, drawn: Drawn
+) -> torch.Tensor:
+    c, h, w = x.shape
+    side = max(round(math.sqrt(p * h * w)), 1)
+    if norm == "linf":
+        side = min(side, h, w)
+        top, left = drawn.below(h + 1 - side), drawn.below(w + 1 - side)
+        place = (slice(None), slice(top, top + side), slice(left, left + side))
+        new, sign, others = best.clone(), drawn.signs(c), drawn.below(2**c - 1)
+        new[place] = (x[place] + eps * sign).clamp(0, 1)
+        if torch.equal(new, best):
+            new[place] = (x[place] - eps * sign * drawn.of(1 + others, c)).clamp(0, 1)
+        return new
+    order, side = {"l2": 2, "l1": 1}[norm], min(max(side, 3) // 2 * 2 + 1, h, w)
+    corners = [(drawn.below(h + 1 - side), drawn.below(w + 1 - side)) for _ in range(2)]
+    one, two = [(slice(None), slice(top, top + side), slice(left, left + side)) for top, left in corners]
+    delta, either = best - x, torch.zeros_like(x)
+    either[one], either[two] = 1, 1
+    new = pattern(side, order, drawn.word() & 1) * drawn.signs(c)
+    new = new + delta[one] / (mass(delta[one], order) ** (1 / order) + 1e-12)
+    radius = eps * (1 - 1e-6) if norm == "l2" else eps
+    rest = max(radius**order - float(mass(delta, order).sum()), 0)
+    length = (rest / c + mass(delta * either, order)) ** (1 / order)
+    new = new / (mass(new, order) ** (1 / order) + 1e-12) * length
+    delta[two] = 0
+    delta[one] = new * (c if norm == "l1" else 1)
+    if norm == "l2":
+        return (x + delta).clamp(0, 1)
+    return ball.project(x[None], (x + delta)[None], torch.tensor([eps]))[0]
+
+
+def plain_square(harm: Harm, x: torch.Tensor, row: dict[str, torch.Tensor], norm: str, steps: int) -> torch.Tensor:
+    """One image after the other: the best score of each, which is never below the clean one's."""
+    ball, lanes, found = BALLS[norm], SEARCHES[type(BALLS[norm])].lanes, []
+    for i in range(len(x)):
+        mine = {name: part[i : i + 1] for name, part in row.items()}
+        eps, stream = float(row["eps"][i]), draws.key("square", 0, 0, int(row["key"][i]))
+        best = plain_start(x[i], ball, norm, eps, stream)
+        with torch.no_grad():
+            top = float(harm.score(harm.see(best[None]), mine))
+            for step in range(steps):
+                p = share_after(step, steps, 0.8)
+                new = plain_proposal(x[i], best, ball, norm, eps, p, Drawn(stream, step + 1, lanes))
+                score = float(harm.score(harm.see(new[None]), mine))
+                if score > top:
+                    best, top = new, score
+            found.append(max(top, float(harm.score(harm.see(x[i : i + 1]), mine))))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_executor_equals_the_plain_loop(norm: str) -> None:
+    model, (x, label) = net(), images(10)
+    row = rows(10, EPS[norm], label=label)
+    row["eps"] = row["eps"] * torch.linspace(0.5, 1, 10)
+    found = pursue(Square(BALLS[norm], 40), through(model), x, row, slots=16, stop="never")
+    assert torch.allclose(found.score, plain_square(through(model), x, row, norm, 40), atol=2e-5)
+
+
+# -- the peer ----------------------------------------------------------------------------------------------------------
+
+QUERIES, PICTURES = 120, 100
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 1 / 255), ("l2", 0.25), ("l1", 6.0)])
+def test_as_strong_as_the_peer_on_a_real_net(norm: str, eps: float, real: Callable[[str], Path]) -> None:
+    """Both are random and see the same images: a mean over three seeds may differ by three standard errors of its
+    difference, and at least by one image in a hundred."""
+    pytest.importorskip("pyautoattack")
+    x, label, logits = cifar(real)
+    row = rows(len(x), eps, label=label)
+    ours, theirs = [], []
+    for seed in range(3):
+        found = pursue(Square(BALLS[norm], QUERIES, seed), through(logits), x, row, slots=50)
+        ours.append((found.score <= 0).float())
+        theirs.append(peer_survivors(logits, x, label, norm, eps, seed).float())
+    one, two = torch.stack(ours), torch.stack(theirs)
+    # Per image, survival is drawn anew by every seed: the variance of its mean, summed over the images.
+    spread = float((one.var(0) + two.var(0)).sum() / 3) ** 0.5
+    difference = float((one.mean(0) - two.mean(0)).sum())
+    assert difference <= max(3 * spread, len(x) / 100), (difference, spread)
+    assert 0.2 * len(x) < float(one.sum(1).mean()) < 0.9 * len(x), "an attack that fools all or none shows nothing"
+
+
+def cifar(real: Callable[[str], Path]) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Images that the net has right, with their labels and the net."""
+    from holdfast.data.batches import batches
+    from holdfast.data.sources import images as named
+    from holdfast.data.sources import open_source
+    from holdfast.models.checkpoint import load
+
+    encoder = load(str(real("weights") / "cifar10_resnet20.th"), arch="cifar_resnet20").eval().requires_grad_(False)
+    source = open_source(named(f"cifar10:{real('cifar10_lossless')}", split="test", limit=PICTURES, subset="first"))
+    parts = list(batches(source, size=50))
+    x, label = torch.cat([p.pixels for p in parts]), torch.cat([p.rows["label"] for p in parts]).long()
+    right = encoder.logits(x).argmax(1) == label
+    return x[right], label[right], encoder.logits
+
+
+def peer_survivors(
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    label: torch.Tensor,
+    norm: str,
+    eps: float,
+    seed: int,
+) -> torch.Tensor:
+    from pyautoattack.square import SquareAttack
+
+    name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
+    attack = SquareAttack(logits, norm=name, n_queries=QUERIES, eps=eps, seed=seed, device="cpu")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return logits(attack.perturb(x.contiguous(), label)).argmax(1) == label
+
+
+# -- the promises ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["lost", "never"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_verdicts_do_not_depend_on_slots_or_order(norm: str, stop: str) -> None:
+    """With refilled slots rows are at different steps and restarts, so that windows of one batch differ in size."""
+    model, (x, label) = net(), images()
+    row = rows(N, 0.4 * EPS[norm], label=label)
+
+    def run(order: torch.Tensor, slots: int) -> Found:
+        moved = {name: part[order] for name, part in row.items()}
+        stages = (Stage(0), Stage(1))
+        return pursue(Square(BALLS[norm], 30), through(model), x[order], moved, stages, slots=slots, stop=stop)
+
+    one, order = run(torch.arange(N), N), torch.arange(N - 1, -1, -1)
+    other = run(order, 8)
+    assert torch.allclose(one.score, other.score[order], atol=1e-4)
+    assert torch.equal(one.score > 0, other.score[order] > 0)
+    assert torch.equal(one.trace["looks"], other.trace["looks"][order])
+    assert 0 < int((one.score > 0).sum()) < N, "an attack that fools all or none shows nothing"
+
+
+def test_seed_and_restart_draw_anew() -> None:
+    model, (x, label) = net(), images()
+    row = rows(N, 0.01, label=label)
+
+    def score(seed: int, *stages: Stage) -> torch.Tensor:
+        return pursue(Square(BALLS["linf"], 20, seed), through(model), x, row, stages, slots=N, stop="never").score
+
+    first = score(0, Stage(0))
+    assert torch.equal(first, score(0, Stage(0)))
+    assert not torch.equal(first, score(1, Stage(0))) and not torch.equal(first, score(0, Stage(1)))
+    assert bool((score(0, Stage(0), Stage(1)) >= first).all())
+
+
+def test_carried_on_from_the_best() -> None:
+    """A second stage that carries begins at the best of the first, and so never ends below it."""
+    model, (x, label) = net(), images()
+    seen: list[Seen] = []
+    pursue(
+        Square(BALLS["l2"], 12),
+        through(model),
+        x,
+        rows(N, 0.3, label=label),
+        (Stage(0), Stage(1, carry=True)),
+        slots=N,
+        stop="never",
+        watch=seen.append,
+    )
+    best = torch.stack([look.score for look in seen[:12]]).amax(0)
+    assert bool((seen[12].score >= best - 1e-4).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_victims_without_gradient_are_attacked(norm: str) -> None:
+    """Pixels rounded to 16 levels: the gradient is zero everywhere, and Square never asks for one."""
+    quantised, (x, _) = net(levels=15), images()
+    with torch.no_grad():
+        label = quantised(x).argmax(1)
+    found = pursue(Square(BALLS[norm], 100), through(quantised), x, rows(N, 2 * EPS[norm], label=label), slots=N)
+    assert int((found.score > 0).sum()) >= N // 2
+
+
+def test_oblong_and_tiny_images() -> None:
+    for h, w in ((4, 4), (9, 20), (31, 12)):
+        harm, x = linear(torch.randn(3, h, w, generator=draws.generator(h))), torch.full((8, 3, h, w), 0.5)
+        clean = harm.score(harm.see(x), {})
+        for norm in NORMS:
+            found = pursue(Square(BALLS[norm], 30), harm, x, rows(8, EPS[norm]), slots=8, stop="never")
+            assert bool((found.score > clean).all())
+
+
+def test_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    pursue(Square(BALLS["l2"], 3), linear(torch.ones(3, 8, 8)), torch.full((8, 3, 8, 8), 0.5), rows(8, 0.1), slots=8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_ball_that_it_does_not_know_is_refused() -> None:
+    class Odd:
+        pass
+
+    with pytest.raises(ConfigError, match=r"no ball Odd.*Linf, L2, L1"):
+        Square(Odd(), 3).start(linear(torch.ones(3, 4, 4)), torch.zeros(1, 3, 4, 4), rows(1, 0.1), Stage())  # type: ignore[arg-type]
