@@ -1,165 +1,191 @@
-"""PGD beside foolbox's LinfPGD and a bare loop: the same weights, images, starts, steps; robust accuracy and CPU time.
+"""PGD and APGD beside foolbox, torchattacks, ART, pyautoattack, a bare loop and the physical limit, in one run.
 
-    python benchmarks/attacks.py WEIGHTS --arch cifar_resnet20 --data cifar10:FOLDER [--limit 1000] [--out results.json]
+    python benchmarks/attacks.py WEIGHTS --arch cifar_resnet20 --data cifar10:FOLDER --out found.json
+    python benchmarks/attacks.py WEIGHTS ... --device cuda --precision bf16 --engine compiled
 
-The bare loop is the limit of what a fixed-budget PGD costs: forward and backward to the input, nothing else. Times are
-process CPU seconds, the three taken in turn, medians over the rounds; Holdfast with and without resting lost images.
+The same weights, images, starts and steps for all. The limit is `steps` times forward and backward to the input, on
+frozen weights, and nothing else: no start, no step, no judgement. Seconds are those of a whole attack, contenders in
+turn, medians over the rounds; CPU seconds of one thread, on a GPU wall seconds. Robust accuracy is judged for all by
+the plain module in float32, on the pixels that they return. Peak memory is what the attack adds, each contender in a
+process of its own. Peers: pip install foolbox pyautoattack; pip install --no-deps torchattacks
+adversarial-robustness-toolbox (torchattacks pins a requests of 2021; ART then also wants scikit-learn).
+
+Precision and engine are Holdfast's alone: no peer has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import foolbox
+import msgspec
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from attack_peers import APGD, PGD, Ground, clock, correct, ground, machine, quiet
+
 from holdfast import codec, records
-from holdfast.attacks.balls import Linf
-from holdfast.attacks.executor import pursue
-from holdfast.attacks.methods import build, step_size
-from holdfast.attacks.scores import cross_entropy
-from holdfast.data.batches import batches
-from holdfast.data.sources import images, open_source
-from holdfast.models.checkpoint import load
-from holdfast.models.encoder import Encoder, frozen
-from holdfast.tasks.classification import Classification
-from holdfast.tasks.task import victim
+
+CONTENDERS = {**PGD, **APGD}
+PLANNED = ("linf:0.25/255", "linf:0.5/255", "linf:1/255", "linf:2/255", "linf:4/255", "l2:0.1", "l2:0.25")
+Contender = Callable[[Ground], torch.Tensor]
 
 
-class Started(foolbox.attacks.LinfPGD):
-    """foolbox's PGD from starts that are given, so that both begin at the same pixels."""
-
-    starts: torch.Tensor
-
-    def get_random_start(self, x0, epsilon):  # type: ignore[no-untyped-def]
-        """The given start."""
-        return type(x0)(self.starts)
+def budget(word: str) -> tuple[str, float]:
+    """`linf:1/255` as a norm and a radius."""
+    norm, _, eps = word.rpartition(":")
+    return norm or "linf", codec.number(eps)
 
 
-Rows = dict[str, torch.Tensor]
+def present(names: list[str], on: Ground) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Contenders that can run here, each warmed by one step on a batch, and why the others cannot."""
+    able, absent = {}, {}
+    few = Ground(
+        on.encoder,
+        on.net,
+        on.x[: on.batch],
+        {name: row[: on.batch] for name, row in on.rows.items()},
+        msgspec.structs.replace(on.record, steps=1),
+        on.batch,
+        on.engine,
+    )
+    for name in names:
+        try:
+            with quiet():
+                CONTENDERS[name](few)
+            able[name] = CONTENDERS[name]
+        except ImportError as error:
+            absent[name] = str(error)
+    return able, absent
 
 
-def ours(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack, stop: str) -> torch.Tensor:
-    """Pixels that Holdfast's PGD finds."""
-    attack, stages = build(record)
-    eps = torch.full((len(x),), record.eps)
-    with victim(encoder, Classification(), "ce") as harm:
-        (found,) = pursue(attack, harm, x, {**rows, "eps": eps}, stages, slots=len(x), stop=stop)
-    return found.pixels
+def round_of(able: dict[str, Contender], on: Ground, device: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Seconds and robust images of every contender, in turn."""
+    seconds, robust = {}, {}
+    for name, attack in able.items():
+        with quiet():
+            began = clock(device)
+            pixels = attack(on)
+            seconds[name] = clock(device) - began
+        robust[name] = correct(on, pixels)
+    return seconds, robust
 
 
-def theirs(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack) -> torch.Tensor:
-    """Pixels that foolbox finds from the same start with the same step."""
-    model = foolbox.PyTorchModel(torch.nn.Sequential(Logits(encoder)).eval(), bounds=(0, 1))
-    alpha = step_size(record.eps, record.alpha, record.steps)
-    attack = Started(abs_stepsize=alpha, steps=record.steps, random_start=True)
-    eps = torch.full((len(x),), record.eps)
-    attack.starts = Linf().start(x, eps, rows["key"], "pgd", record.seed, 0)
-    raw, _, _ = attack(model, x, rows["label"], epsilons=record.eps)
-    return raw
-
-
-def bare(encoder: Encoder, x: torch.Tensor, rows: Rows, record: records.Attack) -> torch.Tensor:
-    """The bare loop on frozen parameters."""
-    eps, alpha = record.eps, step_size(record.eps, record.alpha, record.steps)
-    adversarial = Linf().start(x, torch.full((len(x),), eps), rows["key"], "pgd", record.seed, 0)
-    with frozen(encoder):
-        for _ in range(record.steps):
-            adversarial.requires_grad_()
-            loss = cross_entropy(encoder.logits(adversarial), rows["label"]).sum()
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = adversarial.detach() + alpha * gradient.sign()
-            adversarial = (x + (adversarial - x).clamp(-eps, eps)).clamp(0, 1)
-    return adversarial
-
-
-class Logits(torch.nn.Module):
-    """An encoder with its own head, as the module that foolbox wants."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [b, k]."""
-        return self.encoder.logits(x)
-
-
-def correct(encoder: Encoder, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Whether each image is classified correctly, bool [b]."""
-    with frozen(encoder), torch.no_grad():
-        return encoder.logits(x).argmax(1) == label
-
-
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Robust accuracy and CPU seconds of every contender at every radius."""
-    encoder = load(args.weights, arch=args.arch, options=tuple(args.options), mean=args.mean, std=args.std)
-    geometry = encoder.geometry
-    data = images(args.data, limit=args.limit, subset=args.subset, size=geometry.size, resize=geometry.resize)
-    source = open_source(data)
-    contenders: dict[str, Callable[..., torch.Tensor]] = {
-        "holdfast": lambda *a: ours(*a, "lost"),
-        "holdfast, whole budget": lambda *a: ours(*a, "never"),
-        "foolbox": theirs,
-        "bare loop": bare,
-    }
-    found: list[dict[str, object]] = []
-    for radius in args.eps:
-        record = records.Attack(eps=radius, steps=args.steps)
-        kept = dict.fromkeys(("clean", *contenders), 0)
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for batch in batches(source, size=args.batch):
-            rows = dict(batch.rows)
-            kept["clean"] += int(correct(encoder, batch.pixels, rows["label"]).sum())
-            for name, attack in contenders.items():
-                began = time.process_time()
-                pixels = attack(encoder, batch.pixels, rows, record)
-                seconds[name].append(time.process_time() - began)
-                kept[name] += int(correct(encoder, pixels, rows["label"]).sum())
-        n = len(source)
-        found.append({
-            "eps": f"{radius * 255:.4g}/255",
-            "accuracy": {name: round(100 * k / n, 2) for name, k in kept.items()},
-            "median CPU seconds per batch": {name: round(statistics.median(s), 4) for name, s in seconds.items()},
-        })
+def compare(args: argparse.Namespace, on: Ground, able: dict[str, Contender]) -> list[dict[str, object]]:
+    """Every radius: robust accuracy, median seconds, and the ratios that are promised."""
+    found = []
+    for norm, eps in args.eps:
+        here = Ground(
+            **{**vars(on), "record": msgspec.structs.replace(on.record, norm=norm, eps=eps)},
+        )
+        rounds = [round_of(able, here, args.device) for _ in range(args.rounds)]
+        seconds = {name: statistics.median(times[name] for times, _ in rounds) for name in able}
+        robust = {name: round(100 * float(kept.float().mean()), 2) for name, kept in rounds[0][1].items()}
+        whole, limit = seconds["holdfast, whole budget"], seconds["limit"]
+        found.append(
+            {
+                "norm": norm,
+                "eps": f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}",
+                "robust accuracy": {name: share for name, share in robust.items() if name != "limit"},
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "limit / holdfast without dropping": round(limit / whole, 3),
+                "without dropping / with": round(whole / seconds["holdfast"], 2),
+                "peer / holdfast without dropping": {
+                    name: round(seconds[name] / whole, 2) for name in ("foolbox", "torchattacks", "art") if name in able
+                },
+            }
+        )
         print(json.dumps(found[-1]), flush=True)
-    return {
-        "weights": Path(args.weights).name,
-        "images": n,
-        "steps": args.steps,
-        "batch": args.batch,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "foolbox": foolbox.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
-        "radii": found,
-    }
+    return found
 
 
-def main(argv: list[str] | None = None) -> dict[str, object]:
-    """Parse, measure, write."""
+def peak(args: argparse.Namespace, name: str, on: Ground) -> float:
+    """MB that an attack adds to this process, or holds on the GPU: one batch, a few steps."""
+    contender = CONTENDERS[name]
+    short = Ground(**{**vars(on), "record": msgspec.structs.replace(on.record, steps=3)})
+    with quiet():
+        contender(Ground(**{**vars(short), "record": msgspec.structs.replace(on.record, steps=1)}))
+        if args.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+            contender(short)
+            return torch.cuda.max_memory_allocated() / 1e6
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = _status("VmRSS")
+        contender(short)
+        return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e3
+
+
+def alone(argv: list[str], name: str) -> float | str:
+    """The peak of a contender in a process of its own."""
+    command = [sys.executable, __file__, *argv, "--alone", name]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(json.loads(ran.stdout)) if ran.returncode == 0 else ran.stderr.strip().splitlines()[-1]
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments(parser)
+    parser.add_argument("--eps", nargs="+", type=budget, default=[budget(word) for word in PLANNED])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--memory", action="store_true", help="also peak memory")
+    parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that all programs on attacks share."""
     parser.add_argument("weights")
     parser.add_argument("--arch", default="")
     parser.add_argument("--options", nargs="*", default=[])
     parser.add_argument("--mean", nargs=3, type=float)
     parser.add_argument("--std", nargs=3, type=float)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--subset", default="random", choices=("random", "first"))
-    parser.add_argument("--eps", nargs="+", type=codec.number, default=[0.25 / 255, 0.5 / 255, 1 / 255])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--limit", type=int, default=256)
+    parser.add_argument("--subset", default="first", choices=("random", "first"))
+    parser.add_argument("--batch", type=int, default=64, help="images per pass, of all contenders")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--engine", default="eager", choices=("eager", "compiled"))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out")
-    args = parser.parse_args(argv)
-    found = measure(args)
+
+
+def main(argv: list[str] | None = None) -> dict[str, object]:
+    """Parse, measure, write."""
+    given = sys.argv[1:] if argv is None else argv
+    args = parsed(given)
+    torch.set_num_threads(args.threads)
+    norm, eps = args.eps[0]
+    record = records.Attack(norm=norm, eps=eps, steps=args.steps, start="zero", precision=args.precision)
+    on = ground(args, record)
+    if args.alone:
+        print(json.dumps(peak(args, args.alone, on)))
+        return {}
+    able, absent = present(args.only, on)
+    found: dict[str, object] = {
+        "machine": machine(args.device),
+        "weights": Path(args.weights).name,
+        "images": len(on.x),
+        "clean accuracy": round(100 * float(correct(on, on.x).float().mean()), 2),
+        "options": {k: getattr(args, k) for k in ("steps", "batch", "rounds", "precision", "engine")},
+        "absent": absent,
+        "radii": compare(args, on, able),
+    }
+    if args.memory:
+        found["peak MB that the attack adds"] = {name: alone(given, name) for name in able}
     if args.out:
         Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -158,8 +158,6 @@ def _arrays(aim: few.Aim, shown: Shown, found: Found) -> Arrays:
     }
     if labelled:
         arrays["rounded_correct"] = seen["rounded"]["correct"]
-    if "target" in aim.rows:
-        arrays["target"] = aim.rows["target"].cpu().numpy()
     return arrays
 
 
@@ -194,13 +192,14 @@ def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays) -> str:
     record, count = aim.record, len(arrays["id"])
     reach = f"{record.norm} radius {radius(record.eps, record.norm)}" if record.eps else f"nearest in {record.norm}"
     push = f" on {record.push}" if record.push else ""
-    goal = f" towards {config.target}" if config.target else ""
+    drawn = "another class" if record.through == "classification" else "another image"
+    goal = f" towards {config.target or drawn}" if record.aim == "towards" else ""
     made = f", made on {aim.made_on[0].name}" if aim.made_on[0] is not aim.encoder else ""
     said = f"{record.method}-{record.steps}{push} through the {record.through} of {aim.encoder.name}{goal}{made}"
     said = f"{count} images, {said}, {reach}."
-    if record.through == "embedding":
+    if record.through == "embedding" and record.aim == "away":
         return said
-    name = "taken for the target" if config.target else "misclassified"
+    name = "misclassified" if record.aim == "away" else "taken for what they were aimed at"
     lost, kept = (int((arrays[key].astype(np.float64) > 0).sum()) for key in ("score", "rounded_score"))
     return f"{said} {lost} of {count} are {name}, {kept} also when rounded to 8 bits."
 

@@ -122,6 +122,9 @@ class Halving:
 class APGD:
     """Start, step, finish of APGD: `steps` gradients and one look without.
 
+    A schedule of radii (arXiv 2103.01208, for L1) is one of stages: 3, 2 and 1 times the radius for 30, 30 and 40 % of
+    the steps, the later ones carrying on from the best iterate.
+
     Attributes:
         ball: where the perturbation may go.
         steps: gradient steps.
@@ -143,7 +146,7 @@ class APGD:
         begin: Begin = "given" if stage.carry else self.begin
         pixels = begun(self.ball, begin, x, rows, eps, "apgd", self.seed, stage.restart, stage.target)
         return {
-            **self.pace.start(x, pixels, eps, self.steps, begin),
+            **self.pace.start(x, pixels, eps, stage.looks(self.steps), begin),
             "pixels": pixels,
             "before": pixels,
             "best": pixels,

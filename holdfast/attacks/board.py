@@ -128,7 +128,7 @@ class Board:
     def advance(self) -> State:
         """One step of all slots."""
         part = self.table
-        t = part["step"].to(part["score"].dtype) / self.attack.steps
+        t = part["step"].to(part["score"].dtype) / part["looks_in_stage"]
         return self.attack.step(self.harm, part["x"], self._rows(), self.state, t)
 
     def settle(self, state: State) -> None:
@@ -143,10 +143,10 @@ class Board:
         part["looks"] = part["looks"] + 1
         self._take(state["seen"], score, None)
         part["step"] = part["step"] + 1
-        early = 4 * part["step"] <= 3 * self.attack.steps
+        early = 4 * part["step"] <= 3 * part["looks_in_stage"]
         part["early"] = torch.where(early, part["score"], part["early"])
         self._leave(live & self._over())
-        ended = (part["step"] == self.attack.steps).nonzero().squeeze(1)
+        ended = (part["step"] == part["looks_in_stage"]).nonzero().squeeze(1)
         if len(ended):
             held = ended[part["at"][ended] >= 0]
             if len(held):
@@ -199,6 +199,7 @@ class Board:
         part = {f"row/{name}": row[at] for name, row in self.rows.items()}
         part |= {name: getattr(ledger, name)[at] for name in ("pixels", *SCALARS)}
         part |= {"at": at, "x": ledger.x[at], "stage": torch.zeros_like(at), "step": torch.zeros_like(at)}
+        part["looks_in_stage"] = torch.zeros_like(at)
         if any(stage.carry for stage in self.stages):
             part["carry"] = part.get("row/begin", ledger.x[at])
         part["counts"] = torch.ones_like(at, dtype=torch.bool)
@@ -208,6 +209,8 @@ class Board:
     def _begun(self, part: dict[str, Tensor], places: Tensor, stage: int) -> dict[str, Tensor]:
         """The state of some slots at the beginning of a stage."""
         chosen = self.stages[stage]
+        looks = chosen.looks(self.attack.steps)
+        part["looks_in_stage"] = part["looks_in_stage"].index_fill(0, places, looks)
         if any(s.target >= 0 for s in self.stages):
             target = part["row/ranked"][places, max(chosen.target, 0)]
             part["row/target"] = part.get("row/target", torch.zeros_like(part["at"])).index_copy(0, places, target)
@@ -298,9 +301,9 @@ class Board:
         Until a row enters they are stepped with the others, and no attack need know what lies beyond its last step.
         """
         live = self.live()
-        if not len(live):
+        over = (self.at < 0) & (self.step == self.table["looks_in_stage"])
+        if not len(live) or not bool(over.any()):
             return
-        over = (self.at < 0) & (self.step == self.attack.steps)
         places = torch.where(over, live[0], torch.arange(len(over), device=over.device))
         self.table = {name: laid(part[places]) for name, part in self.table.items()}
         self.state = {name: laid(part[places]) for name, part in self.state.items()}

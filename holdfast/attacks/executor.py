@@ -33,12 +33,18 @@ class Stage(NamedTuple):
         target: rank of the wrong class that is aimed at, 0 = the likeliest; -1 = untargeted. The executor gives it to
             the harm as `rows["target"]`, read from `rows["ranked"]` int64 [n, r].
         carry: begin where the pass before ended (`state["carry"]`, given as `rows["begin"]`).
+        share: of the attack's steps that this pass takes; see `looks`.
     """
 
     restart: int = 0
     radius: float = 1.0
     target: int = -1
     carry: bool = False
+    share: float = 1.0
+
+    def looks(self, steps: int) -> int:
+        """Steps of this pass, where a whole one has so many: at least one."""
+        return max(1, round(self.share * steps))
 
 
 class Seen(NamedTuple):

@@ -185,6 +185,7 @@ def nearest_edge(harm: Harm, plane: Plane, pixels: Tensor, rows: Rows, aimed: Te
         return Edge(look.gradient, look.value, look.flat, look.broken)
     if "ranked" not in rows:
         raise ConfigError("FAB looks for the nearest class, and none are named.", next='Give rows["ranked"].')
+    # The graphs of all passes are held at once: each is asked for every class, and no pass is made twice.
     with torch.enable_grad():
         leaf = pixels.detach().requires_grad_()
         outs = [harm.see(leaf) for _ in range(harm.samples)]

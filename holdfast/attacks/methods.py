@@ -8,10 +8,15 @@ from typing import NamedTuple
 import msgspec
 
 from holdfast import records
+from holdfast.attacks.autoattack import auto_pgd, standard
 from holdfast.attacks.balls import ball
 from holdfast.attacks.cascade import Member
 from holdfast.attacks.executor import Attack, Stage, Stop
+from holdfast.attacks.fab import FAB
+from holdfast.attacks.momentum import MomentumPGD
+from holdfast.attacks.noise import Noise
 from holdfast.attacks.pgd import PGD
+from holdfast.attacks.square import Square
 from holdfast.errors import ConfigError, nearest
 
 MADRY_STEP = 2.5
@@ -64,9 +69,61 @@ def _fgsm(record: records.Attack, classes: int) -> tuple[Member, ...]:
     return _one(record, classes, PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed))
 
 
+def _momentum(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    relative = step_size(record.eps, record.alpha, record.steps) / record.eps
+    attack = MomentumPGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed)
+    return _one(record, classes, attack)
+
+
+def _apgd(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    return _one(record, classes, auto_pgd(record))
+
+
+def _fab(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    attack = FAB(ball(record.norm), record.steps, seed=record.seed)
+    return (Member("fab", attack, "margin_target", stages(record, _known(record, classes))),)
+
+
+def _square(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    push = "margin" if record.through == "classification" else "mse"
+    attack = Square(ball(record.norm), record.steps, seed=record.seed)
+    return (Member("square", attack, push, stages(record, classes)),)
+
+
+def _noise(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    return _one(record, classes, Noise(ball(record.norm), record.steps, seed=record.seed))
+
+
+def _autoattack(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    return standard(record, _known(record, classes))
+
+
+ANY = ("classification", "embedding")
+HEADS = ("classification",)
 METHODS: dict[str, Method] = {
     "pgd": Method("projected gradient descent (Madry et al. 2018), the worst iterate kept", _pgd, 20),
     "fgsm": Method("one step of PGD, as long as the radius (Goodfellow et al. 2015)", _fgsm, 1),
+    "mpgd": Method("PGD with momentum (MI-FGSM, Dong et al. 2018), which transfers better", _momentum, 20),
+    "apgd": Method("PGD that sets its own step (Auto-PGD, Croce and Hein 2020; L1: 2021)", _apgd, 100),
+    "fab": Method(
+        "the nearest adversarial image, by hyperplanes (Croce and Hein 2020); --eps 0 = its distance",
+        _fab,
+        100,
+        pushes=("margin_target",),
+        through=HEADS,
+        nearest=True,
+    ),
+    "square": Method(
+        "random windows, no gradient (Andriushchenko et al. 2020)", _square, 5000, pushes=("margin",), gradient=False
+    ),
+    "noise": Method("random points of the ball: what a gradient must beat", _noise, 20, gradient=False),
+    "autoattack": Method(
+        "AutoAttack standard: APGD on cross-entropy, targeted APGD, targeted FAB, Square (Croce and Hein 2020)",
+        _autoattack,
+        100,
+        pushes=("ce", "dlr_target", "margin_target", "margin"),
+        through=HEADS,
+    ),
 }
 
 
@@ -145,6 +202,15 @@ def stop_of(record: records.Attack, *, lost: bool) -> Stop:
     if record.eps == 0:
         return "nearest"
     return "lost" if lost else "never"
+
+
+def _known(record: records.Attack, classes: int) -> int:
+    if classes < 2:
+        raise ConfigError(
+            f"{record.method} needs to know how many classes there are, and the victim knows {classes}.",
+            next="Give it a head that tells at least two classes apart, or take pgd.",
+        )
+    return classes
 
 
 def _one(record: records.Attack, classes: int, attack: Attack) -> tuple[Member, ...]:

@@ -2,10 +2,10 @@
 
     new = (eta * sign + old / |old|) -> |new| = (rest / c + mass)^(1/q),   rest = eps^q - |delta|^q,   other window = 0
 
-per channel c, q the order of the norm, `mass` the sum of |delta|^q over both windows. `eta` is a window of two halves of
-opposite sign, each falling off in rings around its middle: as 1/k^2 summed from outside for L2 (Andriushchenko et al.
-2020, arXiv 1912.00049), as 1/k^4 for L1, whose proposal is c times as long and then projected onto ball and box (Croce and
-Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, ICML 2021, arXiv 2103.01208).
+per channel c, q the order of the norm, `mass` the sum of |delta|^q over both windows. `eta` is a window of two halves
+of opposite sign, each falling off in rings around its middle: as 1/k^2 summed from outside for L2 (Andriushchenko et
+al. 2020, arXiv 1912.00049), as 1/k^4 for L1, whose proposal is c times as long and then projected onto ball and box
+(Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, arXiv 2103.01208).
 
 Outside both windows nothing changes in L2, where the length comes out at eps by construction.
 """

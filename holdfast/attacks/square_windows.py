@@ -1,7 +1,7 @@
 """The windows of the Square attack: how large they are at a step, where they lie, and how they are cut and pasted.
 
 A window of row i covers `side[i]` x `side[i]` pixels. Rows are at different steps, so windows of one batch differ in
-size: they are cut with the side of the largest, and places past the end of a smaller one repeat its last row and column.
+size: they are cut as large as the largest, and places past the end of a smaller one repeat its last row or column.
 """
 
 from __future__ import annotations

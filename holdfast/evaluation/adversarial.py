@@ -141,11 +141,13 @@ def harm(cell: Cell, outcomes: Given) -> npt.NDArray[np.float64]:
 
 
 def lost_before(cell: Cell, outcomes: Given) -> npt.NDArray[np.bool_]:
-    """Whether the image was misclassified before the attack, bool [n]; never where the task knows no loss."""
-    if cell.judge.task != "classification":
-        return np.zeros(len(outcomes["id"]), dtype=bool)
+    """Whether the image was lost before the attack, bool [n]; never where the attack knows no loss."""
+    attack = cell.attack
+    assert attack is not None, "only attacked cells keep adversarial images"
     if "clean_correct" in outcomes:
         return ~outcomes["clean_correct"].astype(bool)
+    if attack.through == "embedding" and attack.scored == "drift" and attack.aim == "away":
+        return np.zeros(len(outcomes["id"]), dtype=bool)
     return outcomes["attack_clean_score"].astype(np.float64) > 0
 
 

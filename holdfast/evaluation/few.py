@@ -20,7 +20,6 @@ from holdfast.attacks.cascade import cascade
 from holdfast.attacks.executor import SMALLEST, Found
 from holdfast.attacks.harm import Out, Rows, See, check_pixels
 from holdfast.attacks.methods import AIMED, METHODS, build, method, settled, stop_of
-from holdfast.attacks.scores import margin
 from holdfast.configs import AttackConfig
 from holdfast.errors import ConfigError, DataError, TrustError, nearest
 from holdfast.evaluation.starts import Delta, read_delta
@@ -28,7 +27,8 @@ from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.records import Attack, Model
 from holdfast.tasks.classification import Classification
-from holdfast.tasks.embedding import Embedding
+from holdfast.tasks.embedding import Embedding, bank
+from holdfast.tasks.impersonation import towards
 from holdfast.tasks.task import Task, seer, still, victim
 
 SLOTS = 64
@@ -91,35 +91,38 @@ def aimed(
         TrustError: outputs that are not finite.
     """
     pixels = stacked(images)
-    task = task_of(encoder, config, pixels)
     if surrogate is None and config.surrogate:
         named = Model(spec=config.surrogate, arch=config.arch, options=config.options)
         surrogate = load(named, device=encoder.mean.device)
-    made_on = (encoder, task) if surrogate is None else (surrogate, task_of(surrogate, config, pixels))
-    if made_on[1].classes != task.classes:
+    models = [encoder] if surrogate is None or surrogate is encoder else [encoder, surrogate]
+    tasks = [task_of(model, config, pixels) for model in models]
+    if tasks[-1].classes != tasks[0].classes:
         raise ConfigError(
-            f"{made_on[0].name} tells {made_on[1].classes} classes apart, {encoder.name} {task.classes}.",
+            f"{models[-1].name} tells {tasks[-1].classes} classes apart, {encoder.name} {tasks[0].classes}.",
             asked="An attack made on one encoder and judged on another was asked for.",
             next="Attack them --through embedding, which needs no common classes.",
         )
-    record = record_of(config, task, given=delta is not None)
-    if labels is not None and task.classes:
-        _check_labels(labels, len(pixels), task.classes)
-    device = encoder.mean.device
+    known, device = tasks[0].classes, encoder.mean.device
+    record = record_of(config, tasks[0])
+    if labels is not None and known:
+        _check_labels(labels, len(pixels), known)
     rows = {
         "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
         "eps": torch.full((len(pixels),), record.eps or torch.inf, device=device),
     }
     if delta is not None:
         rows["begin"] = read_delta(delta, pixels).to(device)
-    aim = Aim(encoder, task, made_on, record, laid(pixels.to(device)), rows)
-    for model, use in dict.fromkeys(((encoder, task), made_on)):
-        out = _outputs(aim, model, use)
-        if task.classes and model is encoder:
-            rows["label"] = out["logits"].argmax(1) if labels is None else labels.to(device)
+        record = msgspec.structs.replace(record, start="given")
+    aim = Aim(encoder, tasks[0], (models[-1], tasks[-1]), record, laid(pixels.to(device)), rows)
+    outs = [_outputs(aim, model, task) for model, task in zip(models, tasks)]
+    if known:
+        rows["label"] = outs[0]["logits"].argmax(1) if labels is None else labels.to(device)
     if config.target:
-        rows["target"] = torch.full_like(rows["key"], target_of(config, task.classes, classes))
-    return aim
+        rows["target"] = torch.full_like(rows["key"], target_of(config, known, classes))
+        rows["ranked"] = rows["target"][:, None].expand(-1, known - 1)
+    if record.aim == "towards":
+        tasks = [_towards(task, out, rows) for task, out in zip(tasks, outs)]
+    return aim._replace(task=tasks[0], made_on=(models[-1], tasks[-1]))
 
 
 def pursued(aim: Aim) -> Found:
@@ -134,9 +137,13 @@ def pursued(aim: Aim) -> Found:
     """
     (model, task), record = aim.made_on, aim.record
     members = build(record, classes=task.classes)
+    if "begin" in aim.rows and not any(getattr(member.attack, "begin", "") == "given" for member in members):
+        raise ConfigError(
+            f"{record.method} begins where it chooses.",
+            asked="An attack from a given delta was asked for.",
+            next="Take pgd, mpgd or apgd.",
+        )
     with victim(model, task, members[0].push, precision=record.precision, samples=record.samples) as harm:
-        if "target" in aim.rows:
-            harm = dataclasses.replace(harm, score=_hit)
         see = harm.exact or harm.see
         truth = by_chunks(aim, lambda x, rows: _truth(task, record, x, rows, see))
         _refuse_blindness(aim, harm.see)
@@ -159,8 +166,8 @@ def outcomes(aim: Aim, pixels: Tensor) -> dict[str, Tensor]:
     see, task = seer(aim.encoder, aim.task), aim.task
 
     def judged(clean: Tensor, rows: Rows) -> Rows:
-        truth, out = task.truth(clean, rows, see), see(laid(rows["now"]))
-        return {**task.outcome(out, truth), "score": (_hit if "target" in rows else task.score)(out, truth)}
+        truth, out = _truth(task, aim.record, clean, rows, see), see(laid(rows["now"]))
+        return {**task.outcome(out, truth), "score": task.score(out, truth)}
 
     with still(aim.encoder, task), torch.no_grad():
         return by_chunks(aim._replace(rows={**aim.rows, "now": pixels.to(aim.pixels)}), judged)
@@ -223,32 +230,21 @@ def task_of(encoder: Encoder, config: AttackConfig, pixels: Tensor) -> Task:
     return Classification(nn.Identity(), known=known)
 
 
-def record_of(config: AttackConfig, task: Task, *, given: bool = False) -> Attack:
+def record_of(config: AttackConfig, task: Task) -> Attack:
     """The record of an attack, with everything that was left to method and task written out.
 
     Args:
         config: of the verb.
         task: what is attacked; its first harm is the default.
-        given: whether the attack begins at given pixels.
 
     Raises:
-        ConfigError: no such method, and whatever `methods.settled` refuses.
+        ConfigError: whatever `methods.settled` refuses.
     """
-    push = config.push or next(iter(task.pushes))
-    chosen = method(config.method)
-    if config.target and chosen.pushes:
-        free = [name for name, other in METHODS.items() if other.gradient and not other.pushes]
-        raise ConfigError(
-            f"{config.method} brings harms of its own, and was to aim at {config.target}.",
-            next=f"Aim with {', '.join(free)}.",
-        )
-    if (config.targets or config.target) and f"{push}_target" in task.pushes:
-        push = f"{push}_target"
-    record = settled(
+    return settled(
         Attack(
             method=config.method,
             through=config.through,
-            push=push,
+            push=config.push or next(iter(task.pushes)),
             norm=config.norm,
             eps=config.eps,
             alpha=config.alpha,
@@ -262,7 +258,6 @@ def record_of(config: AttackConfig, task: Task, *, given: bool = False) -> Attac
             precision=config.precision,
         )
     )
-    return msgspec.structs.replace(record, start="given") if given else record
 
 
 def target_of(config: AttackConfig, known: int, names: Sequence[str]) -> int:
@@ -340,15 +335,22 @@ def _refuse_blindness(aim: Aim, see: See) -> None:
 
 def _truth(task: Task, record: Attack, pixels: Tensor, rows: Rows, see: See) -> Rows:
     truth: Mapping[str, Tensor] = task.truth(pixels, rows, see)
-    if "target" not in rows and (record.targets or record.aim == "towards" or record.method in AIMED):
+    if record.targets or record.aim == "towards" or record.method in AIMED:
         with torch.no_grad():
-            truth = {**truth, **task.aims(see(pixels), truth, seed=record.seed)}
+            # A target that was named wins over one that is drawn.
+            truth = {**truth, **task.aims(see(pixels), truth, seed=record.seed), **rows}
     return truth
 
 
-def _hit(out: Out, rows: Rows) -> Tensor:
-    """The logit of the target minus the best other one, [b]: above 0 = the image is taken for the target."""
-    return -margin(out["logits"], rows["target"])
+def _towards(task: Task, out: Out, rows: Rows) -> Task:
+    """The targeted form of a task; an embedding is moved towards that of another of the images."""
+    if not isinstance(task, Embedding):
+        return towards(task)
+    if len(rows["key"]) < 2:
+        raise ConfigError(
+            "There is one image, and no other to move its embedding to.", next="Name more images, or aim away."
+        )
+    return towards(dataclasses.replace(task, bank=bank(out["embedding"], rows["key"], None)))
 
 
 def _check_labels(labels: Tensor, images: int, classes: int) -> None:

@@ -242,6 +242,11 @@ def _of_record(part: Stored, seen: Judged, rounded: Judged) -> Iterator[str]:
         for at in np.flatnonzero(wrong & (np.abs(again.height) > CLOSE)):
             was, now = ("right", "lost") if recorded[verdict][at] else ("lost", "right")
             yield f"{names[at]}{', rounded,' if again is rounded else ''} is recorded as {was} and is {now}"
+    if "target_reached" in recorded:
+        reached = (seen.prediction == recorded["target"]) == recorded["target_reached"]
+        yield from (
+            f"{names[at]} is recorded to pass for its target, or not to" for at in np.flatnonzero(~reached & sure)
+        )
     for held in (recorded, part.arrays):
         if "prediction" in held:
             for at in np.flatnonzero((seen.prediction != held["prediction"]) & sure):
@@ -253,9 +258,9 @@ def _scores_the_same(part: Stored) -> bool:
     attack, judge = part.cell.attack, part.cell.judge
     if attack is None or attack.surrogate is not None or attack.samples > 1 or attack.precision != "fp32":
         return False
-    if judge.task == "classification":
-        return "target" not in part.arrays
-    return (attack.scored, attack.aim) == ("drift", "away") and attack.level in ("", judge.level)
+    if attack.aim == "towards" or judge.task == "classification":
+        return attack.aim == "away"
+    return attack.scored == "drift" and attack.level in ("", judge.level)
 
 
 def _differing(name: str, found: Doubles, recorded: Arrays, *, within: float = CLOSE) -> list[str]:

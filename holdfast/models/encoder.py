@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         self._model = msgspec.structs.replace(given, mean=m, std=s)
         self._reader = reader(trunk)
         self._dims: dict[str, int] = {}
-        self._first: tuple[nn.Module, Stem] | None = None
+        self._first: tuple[Stem] | None = None
 
     def forward(
         self,
@@ -125,6 +125,21 @@ class Encoder(nn.Module):
         seen = self._seen(pixels, Wanted((level,), only=True), precision, engine)
         return seen.maps[level].mean((2, 3)) if level in seen.maps else seen.prefix[level].flatten(1)
 
+    def tokens(
+        self, pixels: Tensor, level: str = "patch", *, precision: Precision = "fp32", engine: Engine = "eager"
+    ) -> Tensor:
+        """Every position of a map, row by row, float32 [b, h * w, c]; of a ViT its patch tokens, after the LayerNorm.
+
+        Computes no further than the level. Arguments and errors as `forward`.
+
+        Raises:
+            ConfigError: the level is not among `mapped`.
+        """
+        if level not in self.mapped:
+            raise ConfigError(f'"{level}" has no positions.', next=f"These have: {', '.join(self.mapped)}.")
+        seen = self._seen(pixels, Wanted((level,), only=True), precision, engine)
+        return seen.maps[level].flatten(2).mT
+
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits [b, classes] of the checkpoint's own head; to the bit those of the original model."""
         return self.classify(self(pixels))
@@ -155,6 +170,11 @@ class Encoder(nn.Module):
     def levels(self) -> tuple[str, ...]:
         """The names that `forward` and `vector` take."""
         return self._reader.levels
+
+    @property
+    def mapped(self) -> tuple[str, ...]:
+        """The levels that have positions, whose `tokens` can be read."""
+        return tuple(name for name in self.levels if name != "pooled" and not name.startswith("cls"))
 
     @property
     def dim(self) -> int:
@@ -211,9 +231,9 @@ class Encoder(nn.Module):
         )
 
     def _stem(self, x: Tensor) -> Stem:
-        if self._first is None or self._first[0] is not self.trunk:
-            self._first = (self.trunk, stem(self.trunk, x[:1].detach()))
-        return self._first[1]
+        if self._first is None:
+            self._first = (stem(self.trunk, x[:1].detach()),)
+        return self._first[0]
 
     def _exact(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, enabled=False)

@@ -72,7 +72,7 @@ def compiled(reader: Reader, x: Tensor, wanted: Wanted) -> Features:
         own = types.FunctionType(_read.__code__.replace(), _read.__globals__, _read.__name__)  # graphs of its own
         _COMPILED[trunk] = torch.compile(own, dynamic=False)
     try:
-        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):  # type: ignore[no-untyped-call]
+        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
             x = x.contiguous(memory_format=torch.channels_last)
             return cast(Features, _COMPILED[trunk](reader, x, wanted))
     except (TorchDynamoException, InductorError) as error:
@@ -175,14 +175,14 @@ def _short(norm: Any, x: Tensor) -> Tensor:
     if learns or not x.requires_grad or x.dtype != torch.float32 or x.device.type != "cpu":
         return cast(Tensor, type(norm).forward(norm, x))
     norm._check_input_dim(x)
-    return cast(Tensor, _Affine.apply(x, norm.running_mean, norm.running_var, *weights, norm.eps))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Affine.apply(x, norm.running_mean, norm.running_var, *weights, norm.eps))
 
 
 class _Affine(torch.autograd.Function):
     """Batch normalisation by fixed statistics; the way back is dy / sqrt(variance + eps) * weight, in this order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
         wide = (1, -1, *[1] * (x.ndim - 2))
@@ -192,6 +192,6 @@ class _Affine(torch.autograd.Function):
         return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         dx = dy * ctx.root
         return (dx if ctx.weight is None else dx * ctx.weight), None, None, None, None, None

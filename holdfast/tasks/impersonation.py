@@ -5,9 +5,9 @@ targeted attacks and the impersonation of Petrov and Kwiatkowska 2022 (arXiv 221
 
     delta* = argmin d(f(x + delta), f(x')),      relative quantile = d(f(x + delta*), f(x')) / d(f(x), f(x'))
 
-where x' is here an image of the bank, of another class where there are labels. Which one, or which wrong class, depends
-on the image's key and the seed alone. Both tasks wrap the one whose outputs they move: the same head, the same outcomes,
-and a few more. (The paper's overlap risk compares attacks on both images of a pair and is not given here.)
+where x' is here an image of the bank, of another class where there are labels. Which one, or which wrong class,
+depends on the image's key and the seed alone. Both tasks wrap the one whose outputs they move: the same head, the same
+outcomes, and a few more. (The paper's overlap risk compares attacks on both images of a pair and is not given here.)
 """
 
 from __future__ import annotations

@@ -120,8 +120,9 @@ def breakaway(changed: Tensor, clean: Tensor, bank: Tensor, *, exclude: Tensor) 
     # No matrix product: it would lose the digits of short distances, and its kernel would depend on the batch.
     apart = torch.cdist(changed, bank, compute_mode="donot_use_mm_for_euclid_dist")
     own = torch.linalg.vector_norm(changed - clean, dim=1, keepdim=True)
-    nearer = ((apart < own) & ~exclude).sum(1)
-    return nearer / (~exclude).sum(1).clamp_min(1)
+    others = ~exclude
+    nearer: Tensor = ((apart < own) & others).sum(1)
+    return nearer.float() / others.sum(1).clamp_min(1)
 
 
 def neighbours_kept(after: Tensor, before: Tensor) -> Tensor:

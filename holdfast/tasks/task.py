@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from holdfast.attacks.harm import Harm, Out, Push, Rows, See
 from holdfast.errors import ConfigError, nearest
-from holdfast.models.encoder import Encoder, Precision, frozen
+from holdfast.models.encoder import Encoder, frozen
+from holdfast.models.precision import Engine, Precision
 
 PIXELS = "pixels"
 """The level of a task that reads the images themselves."""
@@ -103,14 +104,16 @@ class Task(Protocol):
         ...
 
 
-def seer(encoder: Encoder, task: Task, precision: Precision = "fp32") -> See:
+def seer(encoder: Encoder, task: Task, precision: Precision = "fp32", engine: Engine = "eager") -> See:
     """The function from pixels to a task's outputs, closed over encoder and head."""
     if task.level == PIXELS:
         return lambda pixels: task.read(encoder, pixels)
-    return lambda pixels: task.read(encoder, at_level(encoder, pixels, task.level, precision=precision))
+    return lambda pixels: task.read(encoder, at_level(encoder, pixels, task.level, precision=precision, engine=engine))
 
 
-def at_level(encoder: Encoder, pixels: Tensor, level: str, *, precision: Precision = "fp32") -> Tensor:
+def at_level(
+    encoder: Encoder, pixels: Tensor, level: str, *, precision: Precision = "fp32", engine: Engine = "eager"
+) -> Tensor:
     """What a task reads of images: one vector each, differentiable.
 
     Args:
@@ -119,13 +122,14 @@ def at_level(encoder: Encoder, pixels: Tensor, level: str, *, precision: Precisi
         level: as `Encoder.vector` takes it -> [b, d]; one that ends in `TOKENS` is the whole map, all of its positions
             end to end -> [b, positions * channels], so that a distance is over every patch token.
         precision: as `Encoder.vector` takes it.
+        engine: as `Encoder.vector` takes it.
 
     Raises:
         ConfigError: the encoder has no such level, or one without positions was to be read whole.
     """
     if level.endswith(TOKENS):
-        return encoder.tokens(pixels, level.removesuffix(TOKENS), precision=precision).flatten(1)
-    return encoder.vector(pixels, level, precision=precision)
+        return encoder.tokens(pixels, level.removesuffix(TOKENS), precision=precision, engine=engine).flatten(1)
+    return encoder.vector(pixels, level, precision=precision, engine=engine)
 
 
 def check_level(encoder: Encoder, level: str) -> None:
@@ -134,15 +138,21 @@ def check_level(encoder: Encoder, level: str) -> None:
     Raises:
         ConfigError: with the nearest one that it can.
     """
-    whole = [f"{name}{TOKENS}" for name in encoder.levels if name != "pooled" and not name.startswith("cls")]
-    if level not in (*encoder.levels, *whole):
-        raise ConfigError(f'{encoder.name} has no level "{level}".', next=nearest(level, [*encoder.levels, *whole]))
+    known = (*encoder.levels, *(f"{name}{TOKENS}" for name in encoder.mapped))
+    if level not in known:
+        raise ConfigError(f'{encoder.name} has no level "{level}".', next=nearest(level, known))
 
 
 @contextlib.contextmanager
 def victim(
-    encoder: Encoder, task: Task, push: str, *, precision: Precision = "fp32", samples: int = 1
-) -> Iterator[Harm]:
+    encoder: Encoder,
+    task: Task,
+    push: str,
+    *,
+    precision: Precision = "fp32",
+    engine: Engine = "eager",
+    samples: int = 1,
+) -> Iterator[Harm]:  # parameters: a harm, and how its victim is computed
     """A harm on the frozen encoder and head; module modes, flags, gradients and buffers are restored on leaving, and so
     is the global random state, of which a randomised encoder may draw.
 
@@ -151,6 +161,7 @@ def victim(
         task: what it is used for.
         push: name of the harm in `task.pushes`.
         precision: that the attack sees in; whether a row is lost is always judged in float32.
+        engine: that the attack sees with.
         samples: passes averaged in every look.
 
     Yields:
@@ -162,7 +173,7 @@ def victim(
     if push not in task.pushes:
         raise ConfigError(f'{type(task).__name__} has no harm "{push}".', next=nearest(push, task.pushes))
     exact = seer(encoder, task)
-    see = exact if precision == "fp32" else seer(encoder, task, precision)
+    see = exact if precision == "fp32" and engine == "eager" else seer(encoder, task, precision, engine)
     devices = [encoder.mean.device] if encoder.mean.device.type == "cuda" else []
     with still(encoder, task), torch.random.fork_rng(devices=devices):
         yield Harm(

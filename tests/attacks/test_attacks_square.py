@@ -21,6 +21,7 @@ from holdfast.errors import ConfigError
 
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 6.0}
 NORMS = sorted(EPS)
+NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 N = 20
 
 
@@ -64,17 +65,53 @@ def images(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
 # -- the truth ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("norm", "least"), [("linf", 0.95), ("l2", 0.5), ("l1", 0.12)])
-def test_linear_functional_is_raised_towards_its_optimum(norm: str, least: float) -> None:
-    """The optimum of a linear functional is eps times the dual norm of its weight; in L1 that is a single pixel."""
-    weight = torch.randn(3, 8, 8, generator=draws.generator("weight"))
-    dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
-    x, harm, eps = torch.full((8, 3, 8, 8), 0.5), linear(weight), {"linf": 0.05, "l2": 0.2, "l1": 0.3}[norm]
-    found = pursue(Square(BALLS[norm], 1000), harm, x, rows(8, eps), slots=8, stop="never")
-    share = (found.score - harm.score(harm.see(x), {})) / (
-        eps * float(torch.linalg.vector_norm(weight.flatten(), dual))
-    )
-    assert float(share.min()) >= least and float(share.max()) <= 1 + 1e-5, share
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
+SMALL = {"linf": 0.05, "l2": 0.2, "l1": 0.3}
+
+
+def shares(norm: str, steps: int, weight: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """How much of its optimum, eps times the dual norm of the weight, a linear functional is raised by: [8]."""
+    x, harm, eps = torch.full((8, *weight.shape), 0.5), linear(weight), SMALL[norm]
+    found = pursue(Square(BALLS[norm], steps, seed), harm, x, rows(8, eps), slots=8, stop="never")
+    gain = found.score - harm.score(harm.see(x), {})
+    return gain / (eps * float(torch.linalg.vector_norm(weight.flatten(), DUAL[norm])))
+
+
+@pytest.mark.parametrize(
+    ("norm", "steps", "least", "mean"), [("linf", 1000, 0.9, 0.95), ("l2", 1000, 0.4, 0.5), ("l1", 300, 0.4, 0.7)]
+)
+def test_linear_functional_is_raised_towards_its_optimum(norm: str, steps: int, least: float, mean: float) -> None:
+    """Linf reaches it. The patterns of L2 and L1 are smooth and at least 3 x 3: white weights they cannot follow."""
+    found = shares(norm, steps, torch.randn(3, 8, 8, generator=draws.generator("weight")))
+    assert float(found.min()) >= least and float(found.mean()) >= mean, found
+    assert float(found.max()) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_linear_functional_is_raised_as_far_as_by_the_peer(norm: str) -> None:
+    """Mean over 24 runs, not more than two of its standard errors below the peer's."""
+    peer = pytest.importorskip("pyautoattack.square").SquareAttack
+    weight, x = torch.randn(3, 10, 10, generator=draws.generator("weight")), torch.full((8, 3, 10, 10), 0.5)
+    ours = torch.cat([shares(norm, 100, weight, seed) for seed in range(3)])
+    value, theirs = linear(weight).see, []
+    for seed in range(3):
+        # As a classifier with one other class: its margin is the functional, far from being lost.
+        attack = peer(
+            lambda x: torch.stack((1000 - value(x)["value"], torch.zeros(len(x))), 1),
+            norm=NAMES[norm],
+            n_queries=100,
+            eps=SMALL[norm],
+            device="cpu",
+        )
+        attack.init_hyperparam(x)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _, adversarial = attack.attack_single_run(x.clone(), torch.zeros(8, dtype=torch.int64))
+        theirs.append(value(adversarial)["value"] - value(x)["value"])
+    best = SMALL[norm] * float(torch.linalg.vector_norm(weight.flatten(), DUAL[norm]))
+    other = torch.cat(theirs) / best
+    error = float((ours.var() / len(ours) + other.var() / len(other)).sqrt())
+    assert float(ours.mean() - other.mean()) > -2 * error, (ours, other)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -122,9 +159,9 @@ def test_length_is_used_up_in_l2() -> None:
 def test_photographs_stay_in_the_ball(norm: str) -> None:
     """150,528 values: sums in float32 must not carry a proposal over the radius that the verifier allows."""
     x = torch.rand(1, 3, 224, 224, generator=draws.generator("photo")).expand(8, -1, -1, -1)
-    eps, seen = {"l2": 3.0, "l1": 75.0}[norm], []
+    eps, seen = {"l2": 3.0, "l1": 20.0}[norm], []
     harm = linear(torch.randn(3, 224, 224, generator=draws.generator("weight")))
-    pursue(Square(BALLS[norm], 8), harm, x, rows(8, eps), slots=8, stop="never", watch=seen.append)
+    pursue(Square(BALLS[norm], 3), harm, x, rows(8, eps), slots=8, stop="never", watch=seen.append)
     for look in seen:
         order = 2 if norm == "l2" else 1
         length = torch.linalg.vector_norm((look.pixels.double() - x.double()).flatten(1), order, dim=1)
@@ -291,6 +328,7 @@ def test_executor_equals_the_plain_loop(norm: str) -> None:
 QUERIES, PICTURES = 120, 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 1 / 255), ("l2", 0.25), ("l1", 6.0)])
 def test_as_strong_as_the_peer_on_a_real_net(norm: str, eps: float, real: Callable[[str], Path]) -> None:
     """Both are random and see the same images: a mean over three seeds may differ by three standard errors of its
@@ -336,8 +374,7 @@ def peer_survivors(
 ) -> torch.Tensor:
     from pyautoattack.square import SquareAttack
 
-    name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
-    attack = SquareAttack(logits, norm=name, n_queries=QUERIES, eps=eps, seed=seed, device="cpu")
+    attack = SquareAttack(logits, norm=NAMES[norm], n_queries=QUERIES, eps=eps, seed=seed, device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return logits(attack.perturb(x.contiguous(), label)).argmax(1) == label
 

@@ -79,16 +79,16 @@ def test_pixels_less_than_a_bfloat16_apart_are_told_apart() -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_features_are_float32_and_close(net: str) -> None:
     encoder, x = made(net), images()
-    levels = ("patch", encoder.levels[2])
+    levels = ("patch", encoder.levels[3])
     with torch.no_grad():
         exact, coarse = encoder(x, levels), encoder(x, levels, precision="bf16")
     for one, other in [(exact.pooled, coarse.pooled), *((exact.maps[k], coarse.maps[k]) for k in levels)]:
         assert other.dtype == torch.float32
         assert not torch.equal(one, other)
-        assert (one - other).norm() < 0.02 * one.norm()
+        assert (one - other).norm() < 0.05 * one.norm()
     assert torch.equal(encoder.vector(x, precision="bf16").detach(), coarse.pooled)
     of_level = encoder.vector(x, levels[1], precision="bf16").detach()
-    torch.testing.assert_close(of_level, coarse.maps[levels[1]].mean((2, 3)), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(of_level, coarse.maps[levels[1]].mean((2, 3)), rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("net", ["cifar_resnet8", "vit_tiny_patch16_224"])
@@ -151,8 +151,7 @@ def test_the_stem_is_the_layer_that_runs_first_not_the_one_that_is_named_first()
 
     encoder = Encoder(Late())
     assert arriving(encoder, images(), precision="bf16")["stem"][1].dtype == torch.float32
-    encoder.trunk = Late()
-    assert arriving(encoder, images(), precision="bf16")["stem"][1].dtype == torch.float32
+    assert arriving(encoder, images(), precision="bf16")["head"][1].dtype == torch.bfloat16
 
 
 def test_without_a_layer_that_sees_pixels_all_is_float32() -> None:

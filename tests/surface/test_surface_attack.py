@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast import verbs
+from holdfast.attacks.methods import METHODS
 from holdfast.configs import AttackConfig, VerifyConfig
 from holdfast.data.sources import images as images_of
 from holdfast.data.sources import open_source
@@ -149,6 +150,20 @@ def test_what_was_handed_over_is_left_as_it_was() -> None:
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_attacks_a_few_images(name: str) -> None:
+    x = images(3)
+    found = attacked(load(Linear()), x, None, through(method=name, steps=6, eps=0.1))
+    assert 0 < float((found.pixels - x).abs().max()) <= 0.1 + 1e-6
+    assert found.score.shape == (3,)
+
+
+def test_without_a_gradient_square_does_what_the_message_says() -> None:
+    module, x = Changed(Linear(), lambda z: z.detach()), images()
+    found = attacked(load(module), x, None, through(method="square", steps=60, eps=0.05))
+    assert bool((found.score > found.trace["clean_score"]).all())
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +229,16 @@ def test_a_mistake_is_said_in_three_parts(name: str) -> None:
 def test_a_delta_that_does_not_fit_is_named(delta: Any) -> None:
     with pytest.raises(DataError, match=r"delta"):
         attacked(load(Linear()), images(), None, through(), delta=delta)
+
+
+def test_a_method_that_begins_where_it_chooses_is_given_no_delta() -> None:
+    with pytest.raises(ConfigError, match=r"square begins where it chooses.*pgd"):
+        attacked(load(Linear()), images(), None, through(method="square"), delta=torch.zeros(3, SIDE, SIDE))
+
+
+def test_one_image_has_no_other_to_pass_for() -> None:
+    with pytest.raises(ConfigError, match="no other"):
+        attacked(load(Linear()), images(1), None, through(through="embedding", aim="towards"))
 
 
 def test_a_surrogate_of_other_classes_is_refused() -> None:
@@ -311,6 +336,28 @@ def test_a_class_is_aimed_at_by_name(weights: Path, tmp_path: Path) -> None:
         assert (held["prediction"] == number).any()
     with pytest.raises(ConfigError, match='Perhaps you meant "ring"'):
         played(weights, tmp_path / "look", through="classification", target="rnig")
+
+
+@pytest.mark.parametrize("way", ["embedding", "classification"])
+def test_an_aim_that_was_drawn_is_said_and_judged_again(weights: Path, tmp_path: Path, way: str) -> None:
+    out = played(weights, tmp_path / "look", through=way, aim="towards", steps=20, eps=16 / 255)
+    with np.load(out / "adversarial.npz") as held:
+        reached = held["goal_reached" if way == "embedding" else "target_reached"]
+        assert np.array_equal(held["score"] > 0, reached) and reached.any()
+        if way == "classification":
+            assert not (held["target"] == held["label"]).any()
+    assert "everything agrees" in verify(VerifyConfig(runs=(str(out),)), say=print)[-1]
+
+
+def test_another_norm_and_no_radius(weights: Path, tmp_path: Path) -> None:
+    for norm, eps in (("l2", 0.5), ("l1", 12.0)):
+        out = played(weights, tmp_path / norm, through="classification", method="apgd", norm=norm, eps=eps)
+        assert "everything agrees" in verify(VerifyConfig(runs=(str(out),)), say=print)[-1]
+    out = played(weights, tmp_path / "nearest", through="classification", method="fab", eps=0, targets=3)
+    with np.load(out / "adversarial.npz") as held:
+        assert (held["score"] > 0).all() and float(held["eps"]) == 0
+    assert "nearest in linf" in (out / "gallery.html").read_text()
+    assert "everything agrees" in verify(VerifyConfig(runs=(str(out),)), say=print)[-1]
 
 
 def test_a_mistake_loses_nothing(weights: Path, tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 
-from holdfast import draws
-from holdfast.models.encoder import Encoder
+from holdfast import draws, records
+from holdfast.attacks.board import laid
+from holdfast.attacks.cascade import cascade
+from holdfast.attacks.methods import build, stop_of
+from holdfast.errors import ConfigError, DataError
+from holdfast.models.encoder import Encoder, frozen
 from holdfast.tasks.embedding import Embedding, bank
-from holdfast.tasks.task import seer
+from holdfast.tasks.task import Task, seer, victim
 
 KEYS = draws.keys([f"bank/{i}" for i in range(4)])
 CORNERS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -51,14 +55,125 @@ def test_knn_is_absent_with_a_reason_where_it_cannot_be() -> None:
         assert "knn_accuracy" not in {measure.name for measure in task.measures()}
 
 
-def test_gradient_is_zero_at_the_clean_image_and_finite() -> None:
-    """Why a random start is mandatory: all three harms are flat there, and none is NaN."""
-    encoder = Encoder(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()))
+def test_breakaway_counts_the_others_that_are_nearer_than_the_clean_self() -> None:
+    line = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [10.0, 1.0]])
+    keys = draws.keys([str(i) for i in range(5)])
+    task = Embedding(bank(line, keys, None))
+    row = {"key": keys[:1].expand(3), "clean": line[:1].expand(3, 2)}
+    # From 0 to 2.2: 1, 2 and 3 are nearer than 0 is, itself is left out, 10 is not. At 0.4: none is, nor on the spot.
+    found = task.outcome({"embedding": torch.tensor([[2.2, 1.0], [0.4, 1.0], [0.0, 1.0]])}, row)
+    assert found["breakaway"].tolist() == [0.75, 0, 0]
+
+
+def test_kept_is_the_share_of_neighbours_that_stayed() -> None:
+    angles = torch.arange(40) * 9.0
+    circle = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], 1)
+    task = Embedding(bank(circle, draws.keys([f"bank/{i}" for i in range(40)]), None))
+    turn = torch.tensor([4.5, 4.5 + 9, 4.5 + 45, 4.5 + 180]).deg2rad()
+    z = torch.stack([turn.cos(), turn.sin()], 1)
+    # 20 of 40 points of a circle: turned by one point one leaves, by five five, by half a circle all.
+    assert outcome(z, z[:1].expand(4, 2), task)["kept"].tolist() == pytest.approx([1, 19 / 20, 15 / 20, 0])
+
+
+def test_every_measure_has_its_outcome() -> None:
+    for labels in (None, torch.tensor([0, 0, 1, 1])):
+        task = Embedding(bank(CORNERS, KEYS, labels))
+        found = outcome(CORNERS, CORNERS + 0.1, task, label=torch.tensor([0, 0, 1, 1]))
+        assert {measure.outcome for measure in task.measures()} <= found.keys()
+        assert not {measure.name for measure in task.measures()} & task.absent().keys()
+
+
+def small() -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 2), torch.nn.Tanh(), torch.nn.Conv2d(16, 6, 3, 2))
+        return Encoder(trunk.eval(), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+def subjects(n: int = 40) -> tuple[Encoder, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """An encoder, images with labels that their embeddings determine, and these embeddings."""
+    encoder = small()
+    x = laid(torch.rand(n, 3, 16, 16, generator=draws.generator("embedding images")))
+    with torch.no_grad():
+        z = encoder.vector(x)
+    rows = {"key": draws.keys([str(i) for i in range(n)]), "eps": torch.full((n,), 8 / 255), "label": z.argmax(1)}
+    return encoder, x, rows, z
+
+
+def attack(task: Task, x: torch.Tensor, rows: dict[str, torch.Tensor], encoder: Encoder, push: str, steps: int = 10):
+    record = records.Attack(through="embedding", push=push, steps=steps, alpha=2 / 255, seed=3)
+    with victim(encoder, task, push) as harm:
+        truth = {**task.truth(x, rows, harm.see), "eps": rows["eps"]}
+        truth |= task.aims(harm.see(x), truth, seed=record.seed)
+        found = cascade(build(record), harm, task.pushes, x, truth, slots=len(x), stop=stop_of(record, lost=task.stop))
+    return found, truth
+
+
+@pytest.mark.parametrize("push", list(Embedding().pushes))
+def test_the_attack_is_the_papers_plain_loop(push: str) -> None:
+    """EmbedAttack of Kowalczuk et al.: sign steps of 2/255 from a random start; ours also keeps the furthest iterate."""
+    encoder, x, rows, clean = subjects(8)
     task = Embedding()
-    x = torch.rand(2, 3, 8, 8, generator=draws.generator("x"), requires_grad=True)
-    see = seer(encoder, task)
-    rows = {"clean": see(x)["embedding"].detach()}
-    for name, push in task.pushes.items():
-        (gradient,) = torch.autograd.grad(push(see(x), rows, torch.zeros(2)).sum(), x)
-        assert bool(torch.isfinite(gradient).all()), name
-        assert float(gradient.abs().max()) < 1e-5, name
+    found, truth = attack(task, x, rows, encoder, push)
+    from holdfast.attacks.balls import Linf
+
+    with frozen(encoder):
+        adversarial = Linf().start(x, rows["eps"], rows["key"], "pgd", 3, 0)
+        best, furthest = x.clone(), torch.zeros(8)
+        for step in range(11):
+            seen = laid(adversarial.detach()).requires_grad_()
+            z = encoder.vector(seen)
+            apart = (z.detach() - clean).norm(dim=1)
+            better = apart >= furthest
+            best = torch.where(better.view(-1, 1, 1, 1), seen.detach(), best)
+            furthest = torch.where(better, apart, furthest)
+            if step < 10:
+                (gradient,) = torch.autograd.grad(task.pushes[push]({"embedding": z}, truth, None).sum(), seen)
+                moved = seen.detach() + 2 / 255 * gradient.sign()
+                adversarial = (x + (moved - x).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
+    assert torch.allclose(found.score, furthest, rtol=1e-5)
+    assert torch.allclose(found.pixels, best, atol=1e-6)
+    assert float(furthest.min()) > 2 * float(
+        (encoder.vector(Linf().start(x, rows["eps"], rows["key"])) - clean).norm(dim=1).mean()
+    )
+
+
+def test_a_vote_or_a_head_ends_the_attack_where_the_drift_does_not() -> None:
+    encoder, x, rows, z = subjects()
+    held = bank(z, rows["key"], rows["label"])
+    head = torch.nn.Linear(6, 6, bias=False)
+    head.weight.data = torch.eye(6)
+    drift, _ = attack(Embedding(held), x, rows, encoder, "mse")
+    assert int(drift.trace["looks"].min()) == 11 and float(drift.score.min()) > 0
+    for task in (Embedding(held, scored="knn"), Embedding(scored="probe", head=head)):
+        found, truth = attack(task, x, rows, encoder, "mse")
+        lost = found.score > 0
+        assert 0.3 < float(lost.float().mean())
+        assert int(found.trace["looks"][lost].max()) < 11, "a lost image rests"
+        with torch.no_grad():
+            out = {"embedding": encoder.vector(found.pixels)}
+        wrong = ~Embedding(held).outcome(out, truth)["knn_correct"] if task.head is None else None
+        wrong = out["embedding"].argmax(1) != rows["label"] if wrong is None else wrong
+        assert torch.equal(lost, wrong), "above 0 is what that judge calls wrong"
+
+
+def test_a_score_without_what_it_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match='Perhaps you meant "drift"'):
+        Embedding(scored="drif")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs a head"):
+        Embedding(scored="probe")
+    with pytest.raises(ConfigError, match="no bank"):
+        Embedding(scored="knn")
+    with pytest.raises(ConfigError, match="no labels"):
+        Embedding(bank(CORNERS, KEYS, None), scored="knn")
+    encoder, x, rows, z = subjects()
+    task = Embedding(bank(z, rows["key"], rows["label"]), scored="knn")
+    with pytest.raises(DataError, match="no labels"):
+        task.truth(x, {"key": rows["key"]}, seer(encoder, task))
+
+
+def test_the_scores_head_is_frozen_with_the_encoder() -> None:
+    head = torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.Dropout(0.5))
+    with victim(small(), Embedding(scored="probe", head=head), "mse"):
+        assert not head.training and not head[0].weight.requires_grad
+    assert head.training and head[0].weight.requires_grad

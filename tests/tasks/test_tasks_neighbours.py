@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from holdfast.errors import DataError, TrustError
-from holdfast.tasks.neighbours import knn_accuracy, knn_predict, nearest_neighbours, votes
+from holdfast.tasks.neighbours import (
+    breakaway,
+    knn_accuracy,
+    knn_predict,
+    nearest_neighbours,
+    neighbours_kept,
+    vote_margin,
+    votes,
+)
 
 
 def _features(n, d=8, seed=0):
@@ -75,3 +83,52 @@ def test_knn_accuracy_is_one_on_clusters_and_chance_on_noise():
     truth = torch.arange(1200) % 4
     accuracy = knn_accuracy(noise[:600], truth[:600], noise[600:], truth[600:])
     assert abs(accuracy - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 600)
+
+
+def test_the_margin_of_a_vote_by_hand():
+    similarity = torch.tensor([[0.07, 0.0, 0.0]]).expand(4, 3)
+    labels = torch.tensor([[0, 1, 1]]).expand(4, 3)
+    one = math.exp(-1)
+    # Weights 1, 1/e, 1/e: class 0 has 1, class 1 has 2/e, class 2 none, and class 7 is not in the bank.
+    total = 1 + 2 * one
+    expected = [(2 * one - 1) / total, (1 - 2 * one) / total, 1 / total, 1 / total]
+    found = vote_margin(similarity, labels, torch.tensor([0, 1, 2, 7]), classes=3)
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+
+
+def test_a_margin_above_zero_is_a_wrong_vote_of_scikit_learn():
+    neighbours = pytest.importorskip("sklearn.neighbors")
+    bank, queries = _features(300), _features(200, seed=1)
+    labels = (bank[:, 0] > 0).long() + (bank[:, 1] > 0).long()
+    label = (queries[:, 0] > 0).long() + (queries[:, 1] > 0).long()
+    peer = neighbours.KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07))
+    predicted = torch.from_numpy(peer.fit(bank.double().numpy(), labels.numpy()).predict(queries.double().numpy()))
+    similarity, index = nearest_neighbours(queries, bank, 20)
+    wrong = vote_margin(similarity, labels[index], label, classes=3) > 0
+    assert torch.equal(wrong, predicted != label) and 10 < int(wrong.sum()) < 190
+
+
+def test_a_drawn_vote_is_lost_by_nobody():
+    even = vote_margin(torch.tensor([[0.5, 0.5]]), torch.tensor([[0, 1]]), torch.tensor([0]), classes=2)
+    assert even.tolist() == [0.0]
+
+
+def test_breakaway_equals_a_plain_count():
+    bank, clean = _features(50), _features(12, seed=1)
+    clean[:4] = bank[:4]
+    changed = clean + 1.5 * _features(12, seed=2)
+    own = torch.zeros(12, 50, dtype=torch.bool)
+    own[range(4), range(4)] = True
+    expected = []
+    for i in range(12):
+        others = [j for j in range(50) if not own[i, j]]
+        reach = math.dist(changed[i].tolist(), clean[i].tolist())
+        expected.append(sum(math.dist(changed[i].tolist(), bank[j].tolist()) < reach for j in others) / len(others))
+    assert torch.allclose(breakaway(changed, clean, bank, exclude=own), torch.tensor(expected))
+    assert 0 < sum(expected) < 12
+
+
+def test_kept_neighbours_are_counted_in_any_order():
+    after = torch.tensor([[1, 2, 3], [3, 2, 1], [7, 8, 9]])
+    before = torch.tensor([[1, 2, 3], [1, 2, 5], [1, 2, 3]])
+    assert neighbours_kept(after, before).tolist() == pytest.approx([1, 2 / 3, 0])
