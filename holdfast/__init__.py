@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.verbs import attack, bench, corrupt, load, ls, probe, report, run, train
+    from holdfast.verbs import attack, bench, corrupt, load, ls, probe, report, run, train, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "attack", "bench", "corrupt", "load", "ls", "probe", "report", "run", "train"]
+__all__ = ["__version__", "attack", "bench", "corrupt", "load", "ls", "probe", "report", "run", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

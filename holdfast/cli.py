@@ -52,6 +52,7 @@ VERBS = {
     "probe": Verb(configs.ProbeConfig, "fit a head on a frozen encoder", "encoder"),
     "attack": Verb(configs.AttackConfig, "look, do not measure: attack a few images, write a gallery", "encoder"),
     "bench": Verb(configs.BenchConfig, "measure encoders: clean, corrupted, attacked", "encoders"),
+    "verify": Verb(configs.VerifyConfig, "judge the adversarial images on disk anew, apart from the attack", "runs"),
     "corrupt": Verb(configs.CorruptConfig, "write corrupted copies of images as ImageNet-C or CIFAR-10-C lie on disk"),
     "report": Verb(configs.ReportConfig, "draw the page and the tables from records", "runs"),
     "ls": Verb(configs.LsConfig, "list what exists, or what a run holds", "what"),
@@ -70,6 +71,7 @@ examples:
   holdfast train simclr --data imgs/ --model resnet18 --adversary pgd --eps 4/255 --out runs/hard
   holdfast attack runs/plain --images cat.png dog.png --eps 4/255
   holdfast bench runs/plain runs/hard --data imgs/ --suite quick --out runs/bench
+  holdfast verify runs/bench
   holdfast corrupt --data imgs/ --resize 256 --size 224 --out imgs-c
   holdfast report runs/bench
 

@@ -144,7 +144,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
         alpha: step size in pixel units; 0 = the method's own (pgd: 2.5 * eps / steps, at least eps / 4).
         steps: gradient steps, or queries; 0 = the method's own.
         restarts: independent starts; the worst by score is kept.
-        start: random in the ball, or the clean image (refused where its gradient is zero).
+        start: random in the ball, the clean image (refused where its gradient is zero), or given (in Python alone).
         seed: of everything that is drawn, keyed by image, restart and step.
         targets: so many wrong classes are aimed at, one after the other, the likeliest first; 0 = none.
         aim: away from what the image is, or towards another class, or another image's embedding, drawn by `seed`.
@@ -163,7 +163,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
     alpha: float = 0.0
     steps: int = 0
     restarts: int = 1
-    start: Literal["random", "zero"] = "random"
+    start: Literal["random", "zero", "given"] = "random"
     seed: int = 0
     targets: int = 0
     aim: Literal["away", "towards"] = "away"

@@ -19,6 +19,7 @@ from holdfast.configs import (
     ReportConfig,
     RunConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from holdfast.errors import ConfigError
 from holdfast.progress import Say
@@ -82,14 +83,24 @@ def probe(encoder: str, **fields: Any) -> Path:
     return _probe(build(ProbeConfig, {"encoder": encoder, **fields}), to_stderr)
 
 
-def attack(encoder: str | nn.Module, images: Tensor, labels: Tensor | None = None, **fields: Any) -> Tensor:
+def attack(
+    encoder: str | nn.Module,
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | None = None,
+    *,
+    delta: Tensor | str | Path | None = None,
+    surrogate: str | nn.Module | None = None,
+    **fields: Any,
+) -> Tensor:
     """Attack images and return them; nothing is written.
 
     Args:
         encoder: as `load` takes it.
-        images: float32 [b, 3, h, w] in [0, 1].
+        images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
         labels: int64 [b], for an attack through classification.
-        **fields: of `configs.AttackConfig`: eps (`4/255` or a number), norm, steps, restarts, alpha, push, through...
+        delta: where to begin: perturbations in pixel units, [b, 3, h, w] or [3, h, w], or a file of them.
+        surrogate: encoder that the attack is made on, where it is another one (transfer).
+        **fields: of `configs.AttackConfig`: method, eps (`4/255` or a number), norm, steps, push, through, target...
 
     Returns:
         The worst iterate of each image, float32 [b, 3, h, w] in [0, 1], within eps of it.
@@ -103,7 +114,8 @@ def attack(encoder: str | nn.Module, images: Tensor, labels: Tensor | None = Non
 
     config = build(AttackConfig, fields)
     with threads_of(config.threads):
-        return attacked(load(encoder), images, labels, config).pixels
+        made_on = None if surrogate is None else load(surrogate)
+        return attacked(load(encoder), images, labels, config, delta=delta, surrogate=made_on).pixels
 
 
 def bench(encoders: str | nn.Module | Sequence[str | nn.Module] = (), **fields: Any) -> Run:
@@ -150,6 +162,23 @@ def corrupt(data: str, out: str, **fields: Any) -> Path:
         Interrupted: a signal came; what was written is whole.
     """
     return _corrupt(build(CorruptConfig, {"data": data, "out": out, **fields}), to_stderr)
+
+
+def verify(runs: str | Path | Sequence[str | Path], **fields: Any) -> list[str]:
+    """Judge the adversarial images that runs keep anew: from disk, in float32, apart from the attack.
+
+    Args:
+        runs: folders of `bench` or of `attack`.
+        **fields: of `configs.VerifyConfig`: device, threads.
+
+    Returns:
+        A table: a line per cell, then the sum.
+
+    Raises:
+        TrustError: an image disagrees with its record, or lies outside its ball; the table has been printed.
+    """
+    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    return _verify(build(VerifyConfig, {"runs": [str(run) for run in given], **fields}), to_stderr)
 
 
 def report(runs: str | Path | Run | Sequence[str | Path | Run], out: str | Path = "", *, title: str = "") -> Path:
@@ -205,7 +234,7 @@ def play(verb: str, config: Record, *, say: Say) -> int:
     """Do what a command line asks for.
 
     Args:
-        verb: demo, run, train, probe, attack, bench, corrupt, report or ls.
+        verb: demo, run, train, probe, attack, bench, verify, corrupt, report or ls.
         config: the verb's own.
         say: prints a line.
 
@@ -246,6 +275,14 @@ def _corrupt(config: CorruptConfig, say: Say) -> Path:
 
     with threads_of(config.threads):
         return write(config, say)
+
+
+def _verify(config: VerifyConfig, say: Say) -> list[str]:
+    from holdfast.devices import threads_of
+    from holdfast.verifying import verify as judge
+
+    with threads_of(config.threads):
+        return judge(config, say)
 
 
 def _run(config: RunConfig, say: Say) -> Path:
@@ -321,6 +358,7 @@ _PLAYED: dict[str, Callable[[Any, Say], list[str]]] = {
     "probe": _play_probe,
     "attack": _play_attack,
     "bench": _play_bench,
+    "verify": _verify,
     "corrupt": _play_corrupt,
     "report": _play_report,
     "ls": _play_ls,

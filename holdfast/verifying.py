@@ -42,14 +42,19 @@ def verify(config: VerifyConfig, say: Say) -> list[str]:
     device = device_of(config.device)
     verdicts = [v for run in config.runs for v in verified(run, heads_of(Path(run), device), device=device)]
     lines = table(verdicts)
-    wrong = [verdict for verdict in verdicts if verdict.problems]
-    if not wrong:
+    if not any(verdict.problems for verdict in verdicts):
         return lines
     for line in lines:
         say(line)
+    disagree, unjudged = _wrong(verdicts)
+    if not disagree:
+        raise TrustError(
+            f"The adversarial images of {unjudged} of {len(verdicts)} cells could not be judged; the others agree.",
+            next="The lines above say why: put back what has changed, or measure again.",
+        )
     raise TrustError(
-        f"{len(wrong)} of {len(verdicts)} cells do not agree with their adversarial images.",
-        next="Nothing that follows from them can be believed; please report it with the lines above.",
+        f"The adversarial images of {disagree} of {len(verdicts)} cells do not agree with their records.",
+        next="Put back what has changed, images or weights. If nothing has, believe no number of these cells.",
     )
 
 
@@ -87,9 +92,16 @@ def table(verdicts: list[Verdict]) -> list[str]:
         lines.append("  ".join([*(part.rjust(width) for part, width in zip(row, widths)), row[-1]]))
         lines += [f"    {problem}" for problem in problems[:SHOWN]]
         lines += [f"    and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
-    images, wrong = sum(v.images for v in verdicts), sum(bool(v.problems) for v in verdicts)
-    said = "everything agrees" if not wrong else f"{wrong} cells disagree"
+    disagree, unjudged = _wrong(verdicts)
+    said = "everything agrees" if not disagree and not unjudged else f"{disagree} cells disagree"
+    said += f", {unjudged} could not be judged" if unjudged else ""
+    images = sum(v.images for v in verdicts if v.judged)
     return [*lines, f"{images} adversarial images of {len(verdicts)} cells judged anew in float32: {said}"]
+
+
+def _wrong(verdicts: list[Verdict]) -> tuple[int, int]:
+    """How many cells disagree, and how many could not be judged."""
+    return sum(v.judged and bool(v.problems) for v in verdicts), sum(not v.judged for v in verdicts)
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:

@@ -197,6 +197,26 @@ def build(record: records.Attack, *, classes: int = 0) -> tuple[Member, ...]:
     return (*members, Member("float32", last, members[0].push, exact=True))
 
 
+class Budget(NamedTuple):
+    """What an attack costs for an image that it never loses: gradients, and forward passes without one."""
+
+    gradients: int
+    forwards: int
+
+
+def budget(record: records.Attack, *, classes: int = 10) -> Budget:
+    """What an attack costs at most, per image, the clean image included."""
+    gradients, forwards = 0, 1
+    for member in build(record, classes=max(classes, 2)):
+        for stage in member.stages:
+            looks = stage.looks(member.attack.steps) * record.samples
+            blind = isinstance(member.attack, Square | Noise)
+            fans = classes - 1 if isinstance(member.attack, FAB) and stage.target < 0 else 1
+            gradients += 0 if blind else looks * fans
+            forwards += record.samples + (looks if blind or isinstance(member.attack, FAB) else 0)
+    return Budget(gradients, forwards)
+
+
 def stop_of(record: records.Attack, *, lost: bool) -> Stop:
     """What ends a row of this attack: without a radius nothing does, nor where the task knows no loss."""
     if record.eps == 0:

@@ -5,7 +5,6 @@ Everything goes through the encoder in chunks padded to one size, so that a verd
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,25 +15,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from holdfast.attacks.balls import ball
 from holdfast.attacks.board import laid
-from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import Found, Keep
+from holdfast.attacks.executor import Keep
 from holdfast.attacks.harm import Rows, See
-from holdfast.attacks.methods import AIMED, build, stop_of
 from holdfast.corruptions.table import corrupt
 from holdfast.data.batches import Batch, Source, batches, to_pixels
 from holdfast.data.conditions import KINDS
 from holdfast.errors import TrustError
+from holdfast.evaluation.adversarial import candidates
+from holdfast.evaluation.attacking import attacked
+from holdfast.evaluation.evidence import evidence
 from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
 from holdfast.records import Attack, Cell, Corruption, Data, Model
-from holdfast.tasks.task import PIXELS, Task, still, victim
+from holdfast.tasks.impersonation import towards
+from holdfast.tasks.task import PIXELS, Task, seer, still
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 KEPT_BYTES = 512 << 20
 KEPT_VECTORS = 128 << 20
-TOLERANCE = 1e-6
 
 
 @dataclass
@@ -78,13 +77,10 @@ class Bench:
         self._decoded.move_to_end(key)
         return self._decoded[key]
 
-    def victim(self, job: Job, attack: Attack) -> tuple[Encoder, Task]:
-        """The encoder that an attack is made on, and its task there: the job's own, or a surrogate's."""
-        if attack.surrogate is not None:
-            cell = Cell(data=job.data, encoder=attack.surrogate.encoder, judge=attack.surrogate.judge)
-        else:
-            cell = next(cell for cell in job.cells if cell.judge.task == attack.through)
-        return self.encoder(cell.encoder), self.task(cell)
+    def judge(self, cell: Cell) -> Task:
+        """The judge of a cell; where its attack aims at something, one that also says whether that was reached."""
+        task, attack = self.task(cell), cell.attack
+        return towards(task) if attack is not None and attack.aim == "towards" and _direct(cell) else task
 
     def counting(self, see: See) -> See:
         """`see`, counted."""
@@ -128,8 +124,21 @@ class Chunk(NamedTuple):
     rows: Rows
 
 
-def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep | None = None) -> dict[str, Outcomes]:
-    """Per-image outcomes of one block, by cell.
+class Block(NamedTuple):
+    """What a block gives.
+
+    Attributes:
+        outcomes: by cell id: "id" and the outcomes of the cell's task, arrays [n] each; attacked cells also hold
+            `attack_*` and `rounded_*`, and those judged by the attacked head `check_*`.
+        shown: by cell id: candidates for the gallery of an attacked cell.
+    """
+
+    outcomes: dict[str, Outcomes]
+    shown: dict[str, Outcomes]
+
+
+def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep | None = None) -> Block:
+    """Measure one block.
 
     Args:
         job: what is measured.
@@ -138,23 +147,20 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep |
         bench: images, encoders, tasks.
         keep: where an attack keeps what it has under way.
 
-    Returns:
-        By cell id: "id" and the outcomes of the cell's task, arrays [n] each; attacked cells also hold `attack_*` and
-        `rounded_*`.
-
     Raises:
         TrustError: an outcome is not finite, or an attack left its ball.
     """
     parts: dict[str, list[Outcomes]] = {cell.id: [] for cell in job.cells}
     attack = next((stage for stage in job.stages if isinstance(stage, Attack)), None)
     chunks: Iterable[Chunk] = _chunks(job, indices, chunk, bench)
+    found = None
     if attack is not None:
-        chunks = list(chunks)  # an attack lets rows of the whole block share its passes
-        found = attacked(job, attack, chunks, bench, keep=keep)
+        held = list(chunks)  # an attack lets rows of the whole block share its passes
+        found, chunks = attacked(job, attack, held, bench, keep=keep), held
     at = 0
     for part in chunks:
         n, after, trace = len(part.ids), part.before, None
-        if attack is not None:
+        if found is not None:
             places = at + torch.arange(chunk, device=bench.device) % n
             after, trace = laid(found.pixels[places]), {name: row[places] for name, row in found.trace.items()}
         made = Made(part.clean, part.before, after, (after * 255).round() / 255 if trace else after, trace)
@@ -163,7 +169,11 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep |
             judged = _judged(cell, made, part.rows, views)
             parts[cell.id].append({"id": np.array(part.ids), **_arrays(judged, n)})
         at += n
-    return {name: joined(found) for name, found in parts.items()}
+    whole = {name: joined(found) for name, found in parts.items()}
+    if found is None:
+        return Block(whole, {})
+    shown = {c.id: candidates(c, whole[c.id], held, found.pixels) for c in job.cells if _direct(c)}
+    return Block(whole, shown)
 
 
 def _chunks(job: Job, indices: range, chunk: int, bench: Bench) -> Iterator[Chunk]:
@@ -281,69 +291,30 @@ def corrupted(pixels: Tensor, corruption: Corruption, rows: Rows) -> Tensor:
     return laid(to_pixels(changed.permute(0, 3, 1, 2)))
 
 
-def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *, keep: Keep | None = None) -> Found:
-    """The images of some chunks attacked through the head that the stage names.
-
-    Returns:
-        One row per image, in their order; `trace` also holds `norm` (of the perturbation) and `score`.
-
-    Raises:
-        TrustError: the result is outside its ball or the box, checked here in float64 and apart from the attack.
-    """
-    encoder, task = bench.victim(job, attack)
-    members = build(attack, classes=task.classes)
-    with victim(encoder, task, members[0].push, precision=attack.precision, samples=attack.samples) as harm:
-        see = bench.counting(harm.see)
-        exact = None if harm.exact is None else bench.counting(harm.exact)
-        counted = dataclasses.replace(harm, see=see, exact=exact)
-        truths = [_truth(task, attack, part, exact or see) for part in chunks]
-        truth = {name: torch.cat([t[name] for t in truths]) for name in truths[0]}
-        before = laid(torch.cat([part.before[: len(part.ids)] for part in chunks]))
-        truth["eps"] = torch.full((len(before),), attack.eps or torch.inf, device=before.device)
-        found = cascade(
-            members,
-            counted,
-            task.pushes,
-            before,
-            truth,
-            slots=len(chunks[0].before),
-            stop=stop_of(attack, lost=task.stop),
-            keep=keep,
-        )
-    norm = ball(attack.norm).norm(found.pixels.double() - before.double())
-    furthest, low, high = float(norm.max()), float(found.pixels.min()), float(found.pixels.max())
-    allowed = attack.eps or torch.inf
-    if not (furthest <= allowed + TOLERANCE * max(1.0, attack.eps) and low >= 0 and high <= 1):
-        raise TrustError(
-            f"An image left its ball: norm {furthest:.9g} for eps {attack.eps:.9g}, pixels in [{low:g}, {high:g}].",
-            next="Please report it with the cell's config.",
-        )
-    return found._replace(trace={**found.trace, "norm": norm, "score": found.score})
-
-
-def _truth(task: Task, attack: Attack, part: Chunk, see: See) -> Rows:
-    """What the harm compares a chunk's images with, padding left out."""
-    rows = task.truth(part.clean, part.rows, see)
-    if attack.targets or attack.aim == "towards" or attack.method in AIMED:
-        with torch.no_grad():
-            rows = {**rows, **task.aims(see(part.clean), rows, seed=attack.seed)}
-    return {name: row[: len(part.ids)] for name, row in rows.items()}
-
-
 def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tensor]:
-    encoder, task = views.bench.encoder(cell.encoder), views.bench.task(cell)
+    encoder, task = views.bench.encoder(cell.encoder), views.bench.judge(cell)
     with still(encoder, task), torch.no_grad():
         see = views.see(encoder, cell.encoder.digest_of_weights, task)
         truth = views.truth(cell, task, rows, see)
-        found = task.outcome(see(made.after), truth)
+        if cell.attack is not None and cell.attack.aim == "towards" and _direct(cell):
+            truth = {**truth, **task.aims(see(made.clean), truth, seed=cell.attack.seed)}
+        out = see(made.after)
+        found = task.outcome(out, truth)
         if made.trace is not None:
             rounded = task.outcome(see(made.rounded), truth)
             found |= {f"rounded_{name}": part for name, part in rounded.items() if part.dtype == torch.bool}
             found |= {f"attack_{name}": part for name, part in made.trace.items()}
+        if cell.judge.task == "classification" and _direct(cell):
+            found |= evidence(views.bench.counting(seer(encoder, task)), made.after, out)
     for name, part in found.items():
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):
             raise TrustError(f"{name} of {cell.encoder.spec} is not finite.", next="Look for overflow in the encoder.")
     return found
+
+
+def _direct(cell: Cell) -> bool:
+    """Whether a cell is attacked, and judged by the head that the attack goes through."""
+    return cell.attack is not None and cell.attack.through == cell.judge.task
 
 
 def _arrays(found: Mapping[str, Tensor], n: int) -> Outcomes:

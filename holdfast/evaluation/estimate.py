@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.harm import Rows, ascent
+from holdfast.attacks.methods import budget
 from holdfast.evaluation.blocks import Bench, corrupted, padded
 from holdfast.evaluation.plan import Job
 from holdfast.records import Corruption, Data, Model
@@ -41,10 +42,10 @@ def estimate(todo: Sequence[Job], bench: Bench, fits: Sequence[tuple[Model, Data
                 seconds += n * clock.corruption(stage, job.data)
                 continue
             model = job.cells[0].encoder
-            passes = stage.steps * stage.restarts
-            # The clean image and a rounded copy are judged too, and the end of every pass.
-            judged = (3 + stage.restarts) * clock.forward(model, job.data)
-            seconds += n * (passes * clock.gradient(model, job.data) + judged)
+            cost = budget(stage)
+            # What was found and a rounded copy of it are judged too, and what the victim shows about the attack.
+            judged = (5 + cost.forwards) * clock.forward(model, job.data)
+            seconds += n * (cost.gradients * clock.gradient(model, job.data) + judged)
     return seconds
 
 

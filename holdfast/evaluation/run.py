@@ -18,15 +18,18 @@ import torch
 
 from holdfast import disk
 from holdfast.attacks.executor import SMALLEST
+from holdfast.attacks.methods import budget
 from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import notes
 from holdfast.data.copies import read_copy
 from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
 from holdfast.evaluation import statistics
-from holdfast.evaluation.blocks import Bench, Outcomes, joined, outcomes, spans
+from holdfast.evaluation.adversarial import merged
+from holdfast.evaluation.blocks import Bench, Block, Outcomes, joined, outcomes, spans
+from holdfast.evaluation.cell_checks import flags
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.keeping import Kept
-from holdfast.evaluation.pictures import looks, pictures
+from holdfast.evaluation.pictures import looks
 from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import Store
@@ -141,7 +144,10 @@ def _attempt(job: Job, run: Run, bar: Bar) -> None:
 def _passes(job: Job, images: int) -> int:
     """What a job costs in forward passes, a gradient counting as three."""
     attack = job.cells[0].attack
-    return images * (len(job.cells) + (3 * attack.steps * attack.restarts if attack is not None else 0))
+    if attack is None:
+        return images * len(job.cells)
+    cost = budget(attack)
+    return images * (len(job.cells) + 3 * cost.gradients + cost.forwards)
 
 
 def _measure(job: Job, run: Run, bar: Bar) -> None:
@@ -155,17 +161,19 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
             run.store.put_block(name, at, known[at])
     cost, chunk = _cost(known.values(), len(job.cells)), min(int(part["chunk"]) for part in known.values())
     for cell in job.cells:
-        prefix = f"{cell.id}/"
-        parts = [known[at] for at in sorted(known)]
-        whole = joined([{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in parts])
+        whole = joined([_part(known[at], f"{cell.id}/") for at in sorted(known)])
         if cell.attack is not None and cell.judge.task == cell.attack.through:
-            show = partial(pictures, job, cell, whole, bench=run.bench)
-            run.store.put_gallery(cell.id, _fitting(show, run, bar))
+            kept = [_part(known[at], f"shown/{cell.id}/") for at in sorted(known)]
+            run.store.put_gallery(cell.id, merged(cell, whole, kept, classes=source.classes))
         if cell.corruption is not None and cell.judge.task == "saliency" and "cam_drift" in whole:
             look = partial(looks, job, cell, whole, bench=run.bench)
             run.store.put_gallery(cell.id, _fitting(look, run, bar))
         run.store.put(_result(cell, whole, cost, chunk, run), whole)
     run.store.drop_blocks(name)
+
+
+def _part(block: Outcomes, prefix: str) -> Outcomes:
+    return {name.removeprefix(prefix): part for name, part in block.items() if name.startswith(prefix)}
 
 
 def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
@@ -176,13 +184,14 @@ def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
     most = max(SMALLEST, len(bench.source(job.data)))
     under_way = run.store.folder / "blocks" / job.key / f"{indices.start}-{indices.stop}"
 
-    def work(chunk: int) -> dict[str, Outcomes]:
+    def work(chunk: int) -> Block:
         keep = Kept(under_way / str(chunk), bench.check)
         return outcomes(job, indices, min(chunk, most), bench, keep=keep)
 
     found = _fitting(work, run, bar)
     shutil.rmtree(under_way, ignore_errors=True)
-    flat = {f"{cell}/{name}": part for cell, named in found.items() for name, part in named.items()}
+    flat = {f"{cell}/{name}": part for cell, named in found.outcomes.items() for name, part in named.items()}
+    flat |= {f"shown/{cell}/{name}": part for cell, named in found.shown.items() for name, part in named.items()}
     seconds = time.monotonic() - began
     cost = np.array([seconds, bench.forwards - before[0], bench.backwards - before[1]])
     return {**flat, "cost": cost, "chunk": np.array(min(run.chunk, most))}
@@ -219,7 +228,7 @@ def _peak_mb() -> float:
 
 
 def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Result:
-    task, source = run.bench.task(cell), run.bench.source(cell.data)
+    task, source = run.bench.judge(cell), run.bench.source(cell.data)
     remarks: tuple[str, ...] = ()
     if cell.corruption is not None:
         high, wide = source.read(0).pixels.shape[:2]
@@ -234,6 +243,7 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
         chunk=chunk,
         asked=cell.data.limit or len(source),
         warnings=(*run.warnings, *remarks),
+        flags=flags(cell, whole),
     )
 
 

@@ -88,8 +88,8 @@ SUITES: dict[str, Suite] = {
             corruptions=corruption_names(),
             attacks=_grid(_LINF, (Attack(push="ce", steps=20), *_against(_VECTORS, "embedding", steps=20))),
             paper=(*_CONTROLS, Attack(method="autoattack", push="")),
-            about="5,000 images, 19 corruptions, 1,000 attacked: PGD-20 and EmbedAttack at six radii, AutoAttack at the "
-            "one of the papers (Linf 8/255 up to 64 px, else 4/255)",
+            about="5,000 images, 19 corruptions, 1,000 attacked: PGD-20 and EmbedAttack at six radii, AutoAttack "
+            "at that of papers (Linf 8/255 up to 64 px, else 4/255)",
         ),
         Suite(
             name="full",

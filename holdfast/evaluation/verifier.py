@@ -73,7 +73,8 @@ class Verdict(NamedTuple):
         lost_rounded: of them lost when rounded to 8 bits.
         excess: how far the furthest is outside its ball, in pixel units; below 0 = inside; None without a radius.
         off: the largest difference between a score and its record.
-        problems: what disagrees, in words; empty = everything agrees.
+        problems: what disagrees, in words, or why it could not be judged; empty = everything agrees.
+        judged: whether it could be.
     """
 
     file: Path
@@ -84,6 +85,7 @@ class Verdict(NamedTuple):
     excess: float | None
     off: float
     problems: tuple[str, ...]
+    judged: bool = True
 
 
 class Judged(NamedTuple):
@@ -346,7 +348,9 @@ def _loaded(model: Model, device: torch.device) -> Encoder:
 
 def _unjudged(part: Stored, why: str) -> Verdict:
     about = f"{called(part.cell)}, {condition(part.cell)}"
-    return Verdict(part.file, about, len(part.arrays.get("id", ())), None, None, None, 0.0, (f"not judged: {why}",))
+    return Verdict(
+        part.file, about, len(part.arrays.get("id", ())), None, None, None, 0.0, (f"not judged: {why}",), judged=False
+    )
 
 
 def _unit(images: npt.NDArray[np.generic]) -> Doubles:

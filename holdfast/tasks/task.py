@@ -174,8 +174,7 @@ def victim(
         raise ConfigError(f'{type(task).__name__} has no harm "{push}".', next=nearest(push, task.pushes))
     exact = seer(encoder, task)
     see = exact if precision == "fp32" and engine == "eager" else seer(encoder, task, precision, engine)
-    devices = [encoder.mean.device] if encoder.mean.device.type == "cuda" else []
-    with still(encoder, task), torch.random.fork_rng(devices=devices):
+    with still(encoder, task):
         yield Harm(
             see=see,
             push=task.pushes[push],
@@ -187,8 +186,12 @@ def victim(
 
 @contextlib.contextmanager
 def still(encoder: Encoder, task: Task) -> Iterator[None]:
-    """Encoder and heads frozen in evaluation mode for the length of the block, and restored exactly."""
-    with contextlib.ExitStack() as stack:
+    """Encoder and heads frozen in evaluation mode for the length of the block, and restored exactly.
+
+    So is the global random state, of which a randomised encoder draws.
+    """
+    devices = [encoder.mean.device] if encoder.mean.device.type == "cuda" else []
+    with contextlib.ExitStack() as stack, torch.random.fork_rng(devices=devices):
         for module in (encoder, *task.modules()):
             stack.enter_context(frozen(module, norm="eval"))
         yield

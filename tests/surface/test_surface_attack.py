@@ -313,7 +313,7 @@ def test_files_of_ones_own_are_attacked_and_judged_again(weights: Path, tmp_path
     assert [p.name for p in sorted(out.glob("*.png"))] == ["000-own0.png", "001-own1.png"]
     assert "everything agrees" in verify(VerifyConfig(runs=(str(out),)), say=print)[-1]
     Image.new("RGB", (40, 36), (200, 30, 31)).save(paths[0])
-    with pytest.raises(TrustError, match="1 of 1 cells"):
+    with pytest.raises(TrustError, match="1 of 1 cells do not agree"):
         verify(VerifyConfig(runs=(str(out),)), say=print)
 
 

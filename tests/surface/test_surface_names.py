@@ -22,7 +22,7 @@ def _imported_by(code: str) -> set[str]:
 
 
 def test_public_names_are_these() -> None:
-    named = ["attack", "bench", "corrupt", "load", "ls", "probe", "report", "run", "train"]
+    named = ["attack", "bench", "corrupt", "load", "ls", "probe", "report", "run", "train", "verify"]
     assert holdfast.__all__ == ["__version__", *named]
     assert set(holdfast.__all__) <= set(dir(holdfast))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from holdfast import draws, records
+from holdfast.attacks.balls import Linf
 from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
 from holdfast.attacks.methods import build, stop_of
@@ -111,12 +112,10 @@ def attack(task: Task, x: torch.Tensor, rows: dict[str, torch.Tensor], encoder: 
 
 @pytest.mark.parametrize("push", list(Embedding().pushes))
 def test_the_attack_is_the_papers_plain_loop(push: str) -> None:
-    """EmbedAttack of Kowalczuk et al.: sign steps of 2/255 from a random start; ours also keeps the furthest iterate."""
+    """EmbedAttack of Kowalczuk et al.: sign steps of 2/255 from a random start, of which ours keeps the furthest."""
     encoder, x, rows, clean = subjects(8)
     task = Embedding()
     found, truth = attack(task, x, rows, encoder, push)
-    from holdfast.attacks.balls import Linf
-
     with frozen(encoder):
         adversarial = Linf().start(x, rows["eps"], rows["key"], "pgd", 3, 0)
         best, furthest = x.clone(), torch.zeros(8)
@@ -133,9 +132,9 @@ def test_the_attack_is_the_papers_plain_loop(push: str) -> None:
                 adversarial = (x + (moved - x).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
     assert torch.allclose(found.score, furthest, rtol=1e-5)
     assert torch.allclose(found.pixels, best, atol=1e-6)
-    assert float(furthest.min()) > 2 * float(
-        (encoder.vector(Linf().start(x, rows["eps"], rows["key"])) - clean).norm(dim=1).mean()
-    )
+    with torch.no_grad():
+        noise = encoder.vector(Linf().start(x, rows["eps"], rows["key"])) - clean
+    assert float(furthest.mean()) > 2 * float(noise.norm(dim=1).mean()), "no further than noise goes"
 
 
 def test_a_vote_or_a_head_ends_the_attack_where_the_drift_does_not() -> None:
@@ -144,12 +143,12 @@ def test_a_vote_or_a_head_ends_the_attack_where_the_drift_does_not() -> None:
     head = torch.nn.Linear(6, 6, bias=False)
     head.weight.data = torch.eye(6)
     drift, _ = attack(Embedding(held), x, rows, encoder, "mse")
-    assert int(drift.trace["looks"].min()) == 11 and float(drift.score.min()) > 0
+    assert int(drift.trace["looks"].min()) == 10 and float(drift.score.min()) > 0
     for task in (Embedding(held, scored="knn"), Embedding(scored="probe", head=head)):
         found, truth = attack(task, x, rows, encoder, "mse")
         lost = found.score > 0
-        assert 0.3 < float(lost.float().mean())
-        assert int(found.trace["looks"][lost].max()) < 11, "a lost image rests"
+        assert 0.3 < float(lost.float().mean()) < 1
+        assert float(found.trace["looks"][lost].mean()) < 6, "a lost image rests"
         with torch.no_grad():
             out = {"embedding": encoder.vector(found.pixels)}
         wrong = ~Embedding(held).outcome(out, truth)["knn_correct"] if task.head is None else None
