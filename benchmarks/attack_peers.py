@@ -1,10 +1,10 @@
 """The contenders of `attacks.py`: each takes the same ground and gives adversarial pixels.
 
 All begin at the clean image, so that PGD's steps are the same arithmetic for all of them; APGD alone begins at random,
-since its peer can do nothing else. Peers see the bare trunk with its normalisation, in evaluation mode and with the
-weights as a user hands them over (they want a gradient) and the pixels as a loader lays them (channel by channel); where
-that costs them, it is theirs to avoid. The limit and the bare loop have frozen weights and, as Holdfast on a CPU, the
-channels of a pixel together, which is faster. A peer that is not installed is left out and named.
+since its peer can do nothing else. Peers see the bare trunk with its normalisation, in evaluation mode, with weights
+as a user hands them over (they want a gradient) and pixels as a loader lays them (channel by channel); where that costs
+them, it is theirs to avoid. The limit and the bare loop have frozen weights and, as Holdfast on a CPU, the channels of
+a pixel together, which is faster. A peer that is not installed is left out and named.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         eps: radii in pixel units that replace those of the attacks.
         methods: attacks by name, through every task that they can attack, in place of the suite's.
         attacks: attack records (YAML and Python), in place of the suite's.
-        steps: gradient steps, or queries, of every attack; None = as in the attack records.
+        steps: gradient steps, or queries, of every attack but fgsm and autoattack; None = as in the attack records.
         samples: passes averaged in every look of every attack, for randomised encoders; None = as in the records.
         precision: of the encoder under attack; verdicts are float32; empty = as in the records.
         engine: of the passes under attack: eager, or compiled by torch (minutes at first; last digits differ).

@@ -39,6 +39,7 @@ class Method(NamedTuple):
         through: tasks that it can attack.
         nearest: whether it also looks for the nearest adversarial image, without a radius.
         gradient: whether it needs one.
+        fixed: whether its steps are what defines it, so that a run's `steps` does not change them.
     """
 
     about: str
@@ -49,6 +50,7 @@ class Method(NamedTuple):
     through: tuple[str, ...] = ("classification", "embedding")
     nearest: bool = False
     gradient: bool = True
+    fixed: bool = False
 
 
 def step_size(eps: float, alpha: float, steps: int) -> float:
@@ -102,7 +104,7 @@ ANY = ("classification", "embedding")
 HEADS = ("classification",)
 METHODS: dict[str, Method] = {
     "pgd": Method("projected gradient descent (Madry et al. 2018), the worst iterate kept", _pgd, 20),
-    "fgsm": Method("one step of PGD, as long as the radius (Goodfellow et al. 2015)", _fgsm, 1),
+    "fgsm": Method("one step of PGD, as long as the radius (Goodfellow et al. 2015)", _fgsm, 1, fixed=True),
     "mpgd": Method("PGD with momentum (MI-FGSM, Dong et al. 2018), which transfers better", _momentum, 20),
     "apgd": Method("PGD that sets its own step (Auto-PGD, Croce and Hein 2020; L1: 2021)", _apgd, 100),
     "fab": Method(
@@ -123,6 +125,7 @@ METHODS: dict[str, Method] = {
         100,
         pushes=("ce", "dlr_target", "margin_target", "margin"),
         through=HEADS,
+        fixed=True,
     ),
 }
 

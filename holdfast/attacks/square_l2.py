@@ -41,7 +41,8 @@ def eta(side: int, order: int) -> Tensor:
     if half:
         pattern[:half] = _rings(half, side, order)
     pattern[half:] = -_rings(side - half, side, order)
-    return (pattern / torch.linalg.vector_norm(pattern, order)).float()
+    unit: Tensor = pattern / torch.linalg.vector_norm(pattern, order)
+    return unit.float()
 
 
 def _rings(h: int, w: int, order: int) -> Tensor:
@@ -55,7 +56,8 @@ def _rings(h: int, w: int, order: int) -> Tensor:
     tails = terms.flip(0).cumsum(0).flip(0)
     down, across = (torch.arange(h) - top).abs(), (torch.arange(w) - left).abs()
     block = tails[torch.maximum(down[:, None], across)]
-    return block / torch.linalg.vector_norm(block, order)
+    unit: Tensor = block / torch.linalg.vector_norm(block, order)
+    return unit
 
 
 @functools.lru_cache(maxsize=16)
@@ -86,7 +88,7 @@ def tiled(x: Tensor, streams: Tensor, order: int) -> Tensor:
 def tiled_l2(x: Tensor, eps: Tensor, streams: Tensor) -> Tensor:
     """The start in L2: tiles of the length of the radius, clamped to the box."""
     delta = tiled(x, streams, 2)
-    scale = eps.to(x) * SLACK / torch.linalg.vector_norm(delta, dim=(1, 2, 3))
+    scale: Tensor = eps.to(x) * SLACK / torch.linalg.vector_norm(delta, dim=(1, 2, 3))
     return (x + delta * scale.view(-1, 1, 1, 1)).clamp(0, 1)
 
 

@@ -120,7 +120,7 @@ def merged(cell: Cell, whole: Given, kept: Sequence[Given], *, classes: Sequence
     return {
         **{name: part[at] for name, part in images.items()},
         "rule": np.array(list(rules.values())),
-        **_said(whole, list(rules)),
+        **_said(cell, whole, list(rules)),
         "classes": np.array(classes, dtype=np.str_),
     }
 
@@ -195,14 +195,15 @@ def _together(held: Sequence[Given]) -> Outcomes:
     return found
 
 
-def _said(whole: Given, rows: Sequence[int]) -> Outcomes:
+def _said(cell: Cell, whole: Given, rows: Sequence[int]) -> Outcomes:
     """What the outcomes say of some images."""
-    none = np.full(len(rows), -1)
+    none, attack = np.full(len(rows), -1), cell.attack
     label = whole["label"][rows] if "label" in whole else none
+    own = attack is not None and attack.surrogate is None and attack.aim == "away"
     found: Outcomes = {
         "label": label,
-        # An image that was not lost before was seen as what it is.
-        "clean_prediction": whole["clean_prediction"][rows] if "clean_prediction" in whole else label,
+        # An image that the attack did not find lost was seen as what it is; a surrogate's scores do not say so.
+        "clean_prediction": whole["clean_prediction"][rows] if "clean_prediction" in whole else label if own else none,
         "prediction": whole["prediction"][rows] if "prediction" in whole else none,
         "confidence": whole["confidence"][rows] if "confidence" in whole else np.zeros(len(rows)),
         "score": whole["attack_score"][rows],

@@ -98,7 +98,15 @@ class Subject:
         return [r for r in found if r.cell.corruption is not None]
 
     def attacked(self, task: str, norm: str = "") -> list[Result]:
-        """Cells with an attack on clean images, of one norm or of all."""
+        """Cells with an attack of some radius on clean images, of one norm or of all."""
+        return [r for r in self._attacked(task, norm) if _eps(r) > 0]
+
+    def nearest(self, task: str, norm: str) -> list[Result]:
+        """Cells with an attack that looked for the nearest adversarial image through the head that judges."""
+        found = [r for r in self._attacked(task, norm) if _eps(r) == 0]
+        return [r for r in found if r.cell.attack is not None and r.cell.attack.through == task]
+
+    def _attacked(self, task: str, norm: str) -> list[Result]:
         found = [r for r in self.results if r.cell.judge.task == task and r.cell.corruption is None]
         return [r for r in found if r.cell.attack is not None and norm in ("", r.cell.attack.norm)]
 
@@ -202,15 +210,17 @@ def norm_name(norm: str) -> str:
 
 def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     results = subject.attacked(outcome.task, norm)
+    nearest = subject.nearest(outcome.task, norm) if outcome.name == "correct" else []
     if attack:
-        results = families(results).get(attack, [])
+        results, nearest = (families(found).get(attack, []) for found in (results, nearest))
     name = attack or "worst case over all attacks"
     nothing = Curve(subject.name, name, norm, outcome, np.array([]), {}, ())
     clean = subject.clean(outcome.task)
-    if clean is None or not results:
+    if clean is None or not (results or nearest):
         missing = "no clean image of" if clean is None else f"no {norm_name(norm)} attack on"
         return nothing._replace(reason=f"{missing} {subject.name} was judged by {outcome.task}")
     columns = [(0.0, *_column(subject, clean, outcome))] + [(_eps(r), *_column(subject, r, outcome)) for r in results]
+    columns += _by_distance(subject, nearest, sorted({_eps(r) for r in results}))
     if any(values is None for _, _, values in columns):
         return nothing._replace(reason=f"{outcome.title} of {subject.name} was not recorded (no labels?)")
     ids, common = aligned([(who, values) for _, who, values in columns if values is not None])
@@ -223,6 +233,30 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
     running = running_worst(alone, outcome.worse)
     points = tuple(Point(eps, _mean(alone[eps], outcome), _mean(running[eps], outcome)) for eps in sorted(running))
     return Curve(subject.name, name, norm, outcome, ids, running, points)
+
+
+def distances(subject: Subject, result: Result) -> tuple[Array, Array]:
+    """Ids, and how far the nearest adversarial image is that a minimal-norm attack found: 0 = wrong when clean, infinite
+    where none was found. In pixel units, [n]."""
+    held = subject.run.outcomes(result.id)
+    found = np.where(held["attack_score"] > 0, held["attack_norm"], np.inf)
+    return _ids(result, held["id"]), np.where(held["attack_clean_score"] > 0, 0.0, found)
+
+
+def _by_distance(
+    subject: Subject, nearest: Sequence[Result], grid: Sequence[float]
+) -> list[tuple[float, Array, Array | None]]:
+    """The columns of minimal-norm attacks: at every radius of the grid, what lies further than it is right.
+
+    Without a grid, its radii are the deciles of the distances.
+    """
+    columns: list[tuple[float, Array, Array | None]] = []
+    for result in nearest:
+        ids, apart = distances(subject, result)
+        known = apart[np.isfinite(apart) & (apart > 0)]
+        radii = list(grid) or (np.unique(np.quantile(known, np.linspace(0.1, 1, 10))).tolist() if len(known) else [])
+        columns += [(float(eps), ids, apart > eps) for eps in radii]
+    return columns
 
 
 def profiles(subject: Subject, outcome: Outcome) -> dict[str, Profile]:

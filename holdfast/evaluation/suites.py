@@ -201,7 +201,7 @@ def chosen_attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[At
         msgspec.structs.replace(
             attack,
             norm=config.norm or attack.norm,
-            steps=attack.steps if config.steps is None else config.steps,
+            steps=attack.steps if config.steps is None or METHODS[attack.method].fixed else config.steps,
             samples=attack.samples if config.samples is None else config.samples,
             precision=config.precision or attack.precision,
             seed=attack.seed or config.seed,

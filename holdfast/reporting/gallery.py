@@ -171,7 +171,8 @@ def _verdict(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data) -> str:
     sure = f"{float(gallery['confidence'][at]):.0%}"
     names = gallery["classes"].tolist() if "classes" in gallery else list(data.classes)
     truth, clean, attacked = (class_name(number, names) for number in (label, before, now))
-    return f"label {truth}: predicted {clean}, attacked {attacked} ({sure})"
+    seen = f"predicted {clean}, " if before >= 0 else ""
+    return f"label {truth}: {seen}attacked {attacked} ({sure})"
 
 
 def class_name(number: int, names: Sequence[str]) -> str:

@@ -353,7 +353,7 @@ def resnet(real: Real) -> tuple[object, Tensor, dict[str, Tensor]]:
 
 
 def compared(resnet: tuple[object, Tensor, dict], norm: str, eps: float, push: str, n: int, steps: int) -> list[float]:
-    """Robust images and mean of the largest value: theirs, ours."""
+    """Robust images and mean of the largest value, of ratios only up to 1, since they know no bound: theirs, ours."""
     encoder, x, row = resnet
     x, row = x[:n], {name: part[:n] for name, part in row.items()}
     row["eps"] = torch.full((n,), eps)
@@ -369,7 +369,9 @@ def compared(resnet: tuple[object, Tensor, dict], norm: str, eps: float, push: s
     with victim(encoder, task, push) as harm:
         found = pursue(apgd(norm, steps), harm, x, row, slots=n, stop="lost")
         top = pursue(apgd(norm, steps), raised(harm), x, row, slots=n, stop="never")
-    return [int((robust & right).sum()), int((found.score <= 0).sum()), float(best.mean()), float(top.score.mean())]
+    most = float("inf") if push == "ce" else 1.0
+    means = [float(value.clamp_max(most).mean()) for value in (best, top.score)]
+    return [int((robust & right).sum()), int((found.score <= 0).sum()), *means]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -382,7 +384,7 @@ def test_as_strong_as_the_official_code_on_a_real_net(resnet: tuple) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:there are .* points with zero gradient")
 @pytest.mark.parametrize("push", sorted(PUSHES))
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5 / 255), ("linf", 1 / 255), ("l2", 0.25), ("l1", 1.0)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5 / 255), ("linf", 1 / 255), ("l2", 0.1), ("l1", 1.0)])
 def test_as_strong_as_the_official_code_on_200_images(resnet: tuple, norm: str, eps: float, push: str) -> None:
     """In L1 it is stronger: the official random start leaves rounding in almost every value, which it then counts."""
     theirs, ours, best, top = compared(resnet, norm, eps, push, 200, 50)

@@ -66,7 +66,7 @@ def judged(folder: Path) -> list[str]:
 def wrong(folder: Path) -> str:
     """What the verifier prints about a folder that it must not accept."""
     said: list[str] = []
-    with pytest.raises(TrustError, match="do not agree|could not be judged"):
+    with pytest.raises(TrustError, match=r"do not agree|could not be judged"):
         verify(VerifyConfig(runs=(str(folder),), device="cpu"), say=said.append)
     return "\n".join(said)
 
