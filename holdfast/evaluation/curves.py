@@ -236,9 +236,11 @@ def _curve(subject: Subject, outcome: Outcome, norm: str, attack: str) -> Curve:
 
 
 def distances(subject: Subject, result: Result) -> tuple[Array, Array]:
-    """Ids, and how far the nearest adversarial image is that a minimal-norm attack found: 0 = wrong when clean, infinite
-    where none was found. In pixel units, [n]."""
-    held = subject.run.outcomes(result.id)
+    """Ids, and how far the nearest adversarial image is that a minimal-norm attack found, in pixel units, [n].
+
+    It is 0 where the clean image is wrong, and infinite where none was found.
+    """
+    held: dict[str, Array] = dict(subject.run.outcomes(result.id))
     found = np.where(held["attack_score"] > 0, held["attack_norm"], np.inf)
     return _ids(result, held["id"]), np.where(held["attack_clean_score"] > 0, 0.0, found)
 
