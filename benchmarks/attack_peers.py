@@ -10,7 +10,6 @@ a pixel together, which is faster. A peer that is not installed is left out and 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -112,16 +111,8 @@ def ground(given: Any, record: records.Attack) -> Ground:
 def harmed(on: Ground, push: str = "ce") -> Iterator[Harm]:
     """Holdfast's harm: attack passes by the engine that was asked for, judgement eager and in float32."""
     task = Classification(known=on.encoder.classes)
-    with victim(on.encoder, task, push, precision=on.record.precision) as harm:
-        if on.engine == "eager":
-            yield harm
-            return
-
-        def see(pixels: Tensor) -> dict[str, Tensor]:
-            vector = on.encoder.vector(pixels, precision=on.record.precision, engine=on.engine)
-            return dict(task.read(on.encoder, vector))
-
-        yield dataclasses.replace(harm, see=see, exact=harm.exact or harm.see)
+    with victim(on.encoder, task, push, precision=on.record.precision, engine=on.engine) as harm:
+        yield harm
 
 
 def holdfast(on: Ground, *, stop: str = "lost", **changed: Any) -> Tensor:

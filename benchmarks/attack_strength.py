@@ -4,8 +4,8 @@
     python benchmarks/attack_strength.py WEIGHTS ... --parts cascade --bf16 --eps linf:0.5/255
 
 How many images survive each attack, on how many the two disagree, and what it costs: CPU seconds of one thread, on a
-GPU wall seconds. The two draw other random numbers, so that a few images near the edge may differ either way. APGD-CE is
-also compared by its loss: the mean over the images that are correct of the largest cross-entropy that it saw, whole
+GPU wall seconds. The two draw other random numbers, so that a few images near the edge may differ either way. APGD-CE
+is also compared by its loss: the mean over the images that are correct of the largest cross-entropy that it saw, whole
 budget on either side. Everything is judged by the plain module in float32; an attack in bfloat16 ends, for what
 survives it, with the short float32 pass that belongs to it. The standard (100 steps, 5,000 queries) takes about 10 CPU
 seconds per image that survives, so that all of it takes hours on a small machine.

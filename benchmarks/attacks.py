@@ -158,7 +158,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, help="images per pass, of all contenders")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--engine", default="eager", choices=("eager", "compiled"))
+    parser.add_argument("--engine", default="eager", choices=("eager", "folded", "compiled"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out")
 

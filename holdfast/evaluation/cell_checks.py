@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.attacks.methods import METHODS
+from holdfast.attacks.methods import AIMED, METHODS
 from holdfast.evaluation import evidence
 from holdfast.evaluation import flags as limits
 from holdfast.evaluation.attack_names import attack_name, radius
@@ -90,6 +90,11 @@ class Attacked:
         return self.attack.method == "noise"
 
     @property
+    def passes(self) -> bool:
+        """Whether it goes over an image several times: restarts, targets, an ensemble."""
+        return self.attack.restarts > 1 or self.attack.targets > 0 or self.attack.method in AIMED
+
+    @property
     def at_stake(self) -> Array:
         """The images that are not lost when clean, bool [n]; all of them where nothing can be lost."""
         clean = self.held.get("attack_clean_score")
@@ -129,7 +134,8 @@ def _comparing(check: Callable[[Attacked], Verdict]) -> Callable[[Attacked], Ver
 
 
 def _noise(c: Attacked) -> Verdict:
-    if not (c.white_box and c.attack.start == "random" and {"attack_score", "attack_start_score"} <= set(c.held)):
+    drawn = c.white_box and c.attack.start == "random" and c.attack.method not in AIMED
+    if not (drawn and {"attack_score", "attack_start_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded the score of a random start")
     start, score, rows = c.held["attack_start_score"], c.held["attack_score"], c.at_stake
     if (score < start - limits.TOLERANCE).any():
@@ -137,11 +143,17 @@ def _noise(c: Attacked) -> Verdict:
     noise, lost, n = int(((start > 0) & rows).sum()), int(((score > 0) & rows).sum()), int(rows.sum())
     if c.by_label and limits.FEW <= noise == lost < n:
         return Verdict("failed", f"{c.words}: noise loses {noise} of {n} images, and the gradient no other", np.inf)
-    survive = start <= 0 if c.by_label else rows
+    survive = rows & (start <= 0) if c.by_label else rows
     if not survive.any():
         return Verdict("not measured", "noise alone loses every image")
-    share = float((score > start)[survive].mean())
-    text = f"the attack raises the score of {share:.0%} of the images that survive noise ({c.words})"
+    limit = limits.OVER_NOISE if c.by_label else limits.OVER_NOISE_DRIFT
+    # A clean embedding has not drifted; every other score has a value on the clean image.
+    drifts = not c.by_label and c.attack.scored == "drift" and c.attack.aim == "away"
+    clean = np.zeros_like(start) if drifts else c.held.get("attack_clean_score", start)
+    gain = score - np.maximum(start, clean)
+    raised = (gain > 0) & (gain > limit * np.abs(start - clean)) | (c.by_label & (score > 0))
+    share = float(raised[survive].mean())
+    text = f"the attack moves {share:.0%} of the images that survive noise {limit:g} times as far as noise ({c.words})"
     return Verdict("failed" if share < limits.RAISED else "passed", text, limits.RAISED / max(share, 1e-9))
 
 
@@ -158,7 +170,7 @@ def _gradients(c: Attacked) -> Verdict:
 
 
 def _gaining(c: Attacked) -> Verdict:
-    if not (c.white_box and {"attack_score", "attack_early_score"} <= set(c.held)):
+    if not (c.white_box and c.attack.eps > 0 and {"attack_score", "attack_early_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded its score before the last quarter of its steps")
     early, score = c.held["attack_early_score"], c.held["attack_score"]
     if c.by_label:
@@ -169,6 +181,9 @@ def _gaining(c: Attacked) -> Verdict:
         gain, allowed = (total - before) / total if total > 0 else 0.0, limits.STILL_DRIFTING
         what = "of the drift comes"
     text = f"{gain:.1%} {what} in the last quarter of the {c.attack.steps} steps ({c.words})"
+    if gain > allowed and c.passes:
+        # What falls late in one pass may fall in the next ones as well: only an upper limit is known.
+        return Verdict("not measured", f"{text}, or of another pass over the image")
     text += "; more steps would find more" if gain > allowed else ""
     return Verdict("failed" if gain > allowed else "passed", text, gain / allowed)
 
@@ -176,7 +191,9 @@ def _gaining(c: Attacked) -> Verdict:
 def _rounding(c: Attacked) -> Verdict:
     if not {"correct", "rounded_correct"} <= set(c.held):
         return Verdict("not measured", "no attacked image was judged after rounding")
-    if c.attack.norm == "linf" and 0 < c.attack.eps < 1 / 255 - limits.TOLERANCE:
+    if c.attack.eps == 0:
+        return Verdict("not measured", "the nearest adversarial images lie on the boundary")
+    if c.attack.norm == "linf" and c.attack.eps < 1 / 255 - limits.TOLERANCE:
         return Verdict("not measured", "every radius is below one level of 8 bits")
     gap = paired_difference(c.held["rounded_correct"], c.held["correct"])
     failed = gap.value > limits.ROUNDING and gap.low > 0

@@ -55,7 +55,7 @@ def checks(subject: Subject) -> list[Check]:
         "clean-unknown": lambda: _clean(subject),
         "noise-as-good": lambda: _control(cells),
         "not-monotone": lambda: _monotone(subject),
-        "above-chance": lambda: _chance(subject),
+        "above-chance": lambda: _chance(cells),
         "ce-margin-gap": lambda: _agree(cells),
         "black-box-better": lambda: _black_box(cells),
         "other-head-better": lambda: _transfer(subject),
@@ -181,8 +181,7 @@ def _last_resort(cell: Attacked) -> int | None:
     """The place of Square among the attacks of an ensemble that records which of them an image was lost to."""
     if not cell.white_box or not cell.by_label or "attack_member" not in cell.held:
         return None
-    classes = len(cell.cell.data.classes) or cell.cell.data.classes_there or int(cell.held["label"].max()) + 1
-    names = [member.name for member in build(cell.attack, classes=max(classes, 2))]
+    names = [member.name for member in build(cell.attack, classes=max(_classes(cell), 2))]
     return names.index("square") if "square" in names and len(names) > 1 else None
 
 
@@ -221,7 +220,7 @@ def _harder(results: Sequence[Result]) -> Iterator[tuple[str, Result, Result]]:
     alike: dict[bytes, list[Result]] = {}
     for result in results:
         attack = result.cell.attack
-        if attack is not None:
+        if attack is not None and attack.eps:
             key = msgspec.json.encode(msgspec.structs.replace(attack, steps=0), order="deterministic")
             alike.setdefault(key, []).append(result)
     for group in alike.values():
@@ -233,26 +232,33 @@ def _harder(results: Sequence[Result]) -> Iterator[tuple[str, Result, Result]]:
                 yield f"{told} to {large.cell.attack.steps}", small, large
 
 
-def _chance(subject: Subject) -> Verdict:
-    attacked = subject.attacked("classification")
-    direct = [r for r in attacked if r.cell.attack and r.cell.attack.through == "classification"]
+def _chance(cells: Sequence[Attacked]) -> Verdict:
+    direct = [c for c in cells if c.white_box and c.by_label and "correct" in c.held]
+    direct = [c for c in direct if c.attack.norm == "linf"] or direct
     if not direct:
         return Verdict("not measured", "no attack through the classification head")
-    largest = max(direct, key=lambda r: r.cell.attack.eps if r.cell.attack else 0.0)
-    attack, held = largest.cell.attack, subject.run.outcomes(largest.id)
-    assert attack is not None, "filtered above"
-    classes = len(largest.cell.data.classes) or len(np.unique(held.get("label", np.array([]))))
-    if classes < 2:
+    attack = max(direct, key=lambda c: c.attack.eps).attack
+    largest = [c for c in direct if (c.attack.norm, c.attack.eps) == (attack.norm, attack.eps)]
+    _, columns = aligned([_column(c) for c in largest])
+    classes = _classes(largest[0])
+    if classes < 2 or not len(columns[0]):
         return Verdict("not measured", "the number of classes is unknown")
-    k, n = int(held["correct"].sum()), len(held["id"])
+    correct = np.logical_and.reduce(columns)
+    k, n = int(correct.sum()), len(correct)
     low, high = wilson(k, n)
-    where = radius(attack.eps, attack.norm)
-    text = f"{k / n:.0%} [{low:.0%}, {high:.0%}] at {where}, n = {n}; chance is {1 / classes:.1%}"
+    text = f"{k / n:.0%} [{low:.0%}, {high:.0%}] at {radius(attack.eps, attack.norm)}, n = {n}; "
+    text += f"chance is {1 / classes:.1%}"
     if k / n <= 1 / classes:
-        return Verdict("passed", f"{text} (no evidence by itself: every broken model of the zoo passes it)")
+        return Verdict("passed", f"{text} (no evidence by itself: broken models pass it too)")
     if attack.norm == "linf" and attack.eps >= limits.WHOLE_RANGE and low > 1 / classes:
         return Verdict("failed", f"{text}, although every image can be made grey")
     return Verdict("not measured", f"{text}: the grid ends too early")
+
+
+def _classes(cell: Attacked) -> int:
+    """How many classes there are, as far as the record tells."""
+    named = len(cell.cell.data.classes) or cell.cell.data.classes_there
+    return named or len(np.unique(cell.held.get("label", np.array([]))))
 
 
 def _agree(cells: Sequence[Attacked]) -> Verdict:

@@ -12,8 +12,12 @@ ZERO_GRADIENTS = 0.01
 """Share of looks whose gradient was zero everywhere or not finite."""
 DISAGREEMENT = 0.10
 """Difference in accuracy under attacks on cross-entropy and on a margin."""
+OVER_NOISE = 6.0
+"""An attack must raise the score of an image by so many times what its random start moved it, or lose it."""
+OVER_NOISE_DRIFT = 2.0
+"""The same for an embedding, whose drift saturates."""
 RAISED = 0.5
-"""Share of the images that survive noise whose score the attack must raise above it."""
+"""Share of the images that survive noise for which that must hold."""
 FEW = 5
 """So many images must be lost to noise before it is compared with the gradient by their number."""
 BETTER = 0
@@ -68,7 +72,8 @@ FLAGS: dict[str, Flag] = {
             "noise-as-good",
             "The gradient finds what noise does not",
             f"noise at the same radius loses at least {FEW} images that were right, and the gradient not clearly more "
-            f"(95 % interval); or it raises the score of less than {RAISED:.0%} of the images that survive their start",
+            f"(95 % interval); or less than {RAISED:.0%} of the images that survive a random start are lost, or moved "
+            f"{OVER_NOISE:g} times as far by the gradient as by the start (embeddings: {OVER_NOISE_DRIFT:g} times)",
             "The gradient points nowhere: shattered, zero, or of another function. Attack through an approximation of "
             "the offending part (BPDA), or without gradient.",
         ),
@@ -89,8 +94,8 @@ FLAGS: dict[str, Flag] = {
             "above-chance",
             "A large radius brings accuracy down to chance",
             f"accuracy is above chance, interval included, at Linf {WHOLE_RANGE:g} or more",
-            "The attack fails where nothing can stand. Not raised, it is no evidence: a random start at such a radius "
-            "loses the images by itself, and every broken model of the zoo passes.",
+            "The attack fails where nothing can stand. Not raised, it is no evidence: at such a radius a random start "
+            "loses most images by itself, and broken models pass.",
         ),
         Flag(
             "still-gaining",

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.errors import ConfigError, PixelError, TrustError, nearest
 from holdfast.models.features import Features, reader
+from holdfast.models.folding import folded, folds
 from holdfast.models.precision import Engine, Precision, Stem, Wanted, coarse, compiled, eager, stem
 from holdfast.records import Model
 
@@ -97,7 +98,9 @@ class Encoder(nn.Module):
             levels: of the maps and tokens to return beside `pooled`; others cost nothing.
             normed: pass a ViT's tokens through its last LayerNorm.
             precision: bf16 = the layers behind the one that sees the pixels run in bfloat16.
-            engine: compiled = by `torch.compile`, once per batch size; for frozen encoders.
+            engine: eager = layer by layer, to the bit as the trunk alone; folded = batch norms within the convolutions
+                before them; compiled = by `torch.compile`, once per batch size. The last two are for frozen encoders,
+                and differ by some 1e-6.
 
         Raises:
             PixelError: not a float image batch of three channels.
@@ -223,12 +226,22 @@ class Encoder(nn.Module):
         with self._exact(pixels):
             x = self._normalised(pixels)
             with coarse(self._stem(x), x.device) if precision == "bf16" else contextlib.nullcontext():
-                seen = compiled(self._reader, x, wanted) if engine == "compiled" else eager(self._reader, x, wanted)
+                seen = self._run(x, wanted, engine)
         return Features(
             seen.pooled.float(),
             {name: part.float() for name, part in seen.maps.items()},
             {name: part.float() for name, part in seen.prefix.items()},
         )
+
+    def _run(self, x: Tensor, wanted: Wanted, engine: Engine) -> Features:
+        if engine == "compiled":
+            return compiled(self._reader, x, wanted)
+        if engine == "eager":
+            return eager(self._reader, x, wanted)
+        few, first = x[:2].detach(), self._stem(x)
+        found = folds(self.trunk, first and first[0], lambda: self._reader.read(few, (), True).pooled)
+        with folded(found):
+            return eager(self._reader, x, wanted)
 
     def _stem(self, x: Tensor) -> Stem:
         if self._first is None:

@@ -24,7 +24,7 @@ from holdfast.errors import ConfigError
 from holdfast.models.features import Features, Reader
 
 Precision = Literal["fp32", "bf16"]
-Engine = Literal["eager", "compiled"]
+Engine = Literal["eager", "folded", "compiled"]
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # One graph per batch size, gradient or none, precision and level; beyond it torch would silently stay eager.
@@ -128,7 +128,7 @@ def coarse(stem: Stem, device: torch.device) -> Iterator[None]:
     if stem is None:
         yield
         return
-    with _replaced(*stem), torch.autocast(device.type, dtype=torch.bfloat16):
+    with replaced(*stem), torch.autocast(device.type, dtype=torch.bfloat16):
         yield
 
 
@@ -150,12 +150,12 @@ def short_norms(module: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for part in module.modules():
             if type(part) in NORMS and "forward" not in vars(part):
-                stack.enter_context(_replaced(part, functools.partial(_short, part)))
+                stack.enter_context(replaced(part, functools.partial(_short, part)))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Another `forward` for the length of the block; hooks run as ever."""
     held = vars(module)
     before = held.get("forward")

@@ -14,7 +14,7 @@ from small_victim import ATTACK, SCHEDULE, N, images, part, same, victim
 
 from holdfast import draws
 from holdfast.attacks.balls import L2, Linf
-from holdfast.attacks.board import REFILL, fitting
+from holdfast.attacks.board import fitting
 from holdfast.attacks.cascade import Member, cascade
 from holdfast.attacks.executor import Found, Seen, Stage, State, pursue
 from holdfast.attacks.harm import Harm, Out, Rows
@@ -27,41 +27,51 @@ from holdfast.errors import TrustError
 
 def alone(
     harm: Harm, x: torch.Tensor, row: Rows, stages: Sequence[Stage], stop: str
-) -> tuple[torch.Tensor, float, int]:
-    """PGD on one image, [1, 3, h, w], written out plainly: what is kept, its score, and the number of looks."""
-    score = float(harm.score(harm.see(x), row))
-    kept, nearest, looks, carried = x, torch.inf, 0, None
-    if score > 0 and stop != "never":
-        return kept, score, looks
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """PGD on one image, [1, 3, h, w], written out plainly: what is kept, its score and trace."""
+    clean = float(harm.score(harm.see(x), row))
+    kept, nearest, carried = x, torch.inf, None
+    trace = {"score": clean, "clean_score": clean, "start_score": -torch.inf, "early_score": clean, "looks": 0}
 
-    def look(adv: torch.Tensor, value: float, inside: bool) -> None:
-        nonlocal kept, score, nearest
+    def look(adv: torch.Tensor, value: float, inside: bool) -> bool:
+        nonlocal kept, nearest
         distance = float((adv - x).abs().max())
-        better = value > 0 and distance <= nearest if stop == "nearest" else value >= score
+        better = value > 0 and distance <= nearest if stop == "nearest" else value >= trace["score"]
         if inside and better:
-            kept, score, nearest = adv, value, distance
+            kept, trace["score"], nearest = adv, value, distance
+        return stop == "lost" and trace["score"] > 0
 
-    for stage in stages:
-        eps, inside = float(row["eps"] * stage.radius), stage.radius <= 1
+    def attacked(stage: Stage) -> torch.Tensor | None:
+        """The last iterate of a stage; None = the image rests."""
+        eps, inside, steps = float(row["eps"] * stage.radius), stage.radius <= 1, stage.looks(ATTACK.steps)
         here = {**row, "target": row["ranked"][:, stage.target]} if stage.target >= 0 else row
         noise = torch.rand(x.shape[1:], generator=draws.generator("linf", "pgd", 0, stage.restart, int(row["key"])))
         adv = (carried if carried is not None and stage.carry else x + (2 * noise - 1) * eps).clamp(0, 1)
         adv = (x + (adv - x).clamp(-eps, eps)).clamp(0, 1) if stage.carry else adv
-        for _ in range(stage.looks(ATTACK.steps)):
+        for step in range(steps):
             adv.requires_grad_()
             out = harm.see(adv)
             (gradient,) = torch.autograd.grad(harm.push(out, here, torch.zeros(1)).sum(), adv)
-            adv, looks = adv.detach(), looks + 1
-            look(adv, float(harm.score(out, here).detach()), inside)
-            if stop == "lost" and score > 0:
-                return kept, score, looks
+            adv, value = adv.detach(), float(harm.score(out, here).detach())
+            trace["looks"] += 1
+            if step == 0 and inside:
+                trace["start_score"] = max(trace["start_score"], value)
+            rests = look(adv, value, inside)
+            if step + 1 <= 0.75 * steps:
+                trace["early_score"] = trace["score"]
+            if rests:
+                return None
             adv = adv + torch.tensor(ATTACK.relative_step) * torch.tensor(eps) * gradient.sign()
             adv = (x + (adv - x).clamp(-eps, eps)).clamp(0, 1)
-        look(adv, float(harm.score(harm.see(adv), here)), inside)
-        if stop == "lost" and score > 0:
-            return kept, score, looks
-        carried = adv
-    return kept, score, looks
+        return None if look(adv, float(harm.score(harm.see(adv), here)), inside) else adv
+
+    for stage in stages if clean <= 0 or stop == "never" else ():
+        carried = attacked(stage)
+        if carried is None:
+            break
+    if trace["start_score"] == -torch.inf:
+        trace["start_score"] = clean
+    return kept, trace
 
 
 PASSES: dict[str, tuple[Stage, ...]] = {
@@ -79,10 +89,11 @@ def test_every_row_equals_a_plain_loop_of_its_own(kind: str, stop: str) -> None:
     found = pursue(ATTACK, harm, x, rows, stages, slots=8, stop=stop)
     for i in range(N):
         at = slice(i, i + 1)
-        pixels, score, looks = alone(harm, x[at], {k: v[at] for k, v in rows.items()}, stages, stop)
+        pixels, trace = alone(harm, x[at], {k: v[at] for k, v in rows.items()}, stages, stop)
         assert torch.allclose(found.pixels[at], pixels, atol=1e-7), i
-        assert float(found.score[i]) == pytest.approx(score, abs=2e-6), i
-        assert int(found.trace["looks"][i]) == looks, i
+        assert float(found.score[i]) == pytest.approx(trace.pop("score"), abs=2e-6), i
+        for name, value in trace.items():
+            assert float(found.trace[name][i]) == pytest.approx(value, abs=2e-6), (i, name)
     clean = found.trace["clean_score"] > 0
     assert 0 < int(clean.sum()) < int((found.score > 0).sum()) < N, "rows of every fate"
 
@@ -167,8 +178,8 @@ def test_passes_are_full_while_rows_wait(slots: int) -> None:
     waiting = sum(k > 0 for k in need) - slots
     assert passes[0] == (slots, slots)
     for live, _ in passes[: int(looks.sum()) // slots // 2]:
-        assert waiting > 0 and live > (1 - REFILL) * slots, "a quarter is free and rows wait"
-    assert all(size == fitting(size, slots) and size - live < max(8, REFILL * slots) for live, size in passes)
+        assert waiting > 0 and live > 0.75 * slots, "a quarter is free and rows wait"
+    assert all(size == fitting(size, slots) and size - live < max(8, 0.25 * slots) for live, size in passes)
     spent = sum(len(x) for x in seen)
     assert spent <= 1.35 * (int(looks.sum()) + 150 + sum(k >= 20 for k in need)), "most of the work is on live rows"
     assert {len(x) for x in seen} <= {fitting(k, slots) for k in range(1, slots + 1)}, "a few fixed sizes"

@@ -308,20 +308,31 @@ def test_as_strong_as_the_peer_on_a_published_net(real: Real, norm: str, eps: fl
     assert int((~lost).sum()) >= int((distance > eps * (1 + 1e-6)).sum()) - 4
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.slow
-def test_median_distance_of_the_peer_on_a_published_net(real: Real) -> None:
-    """ResNet-20, towards the likeliest class, 50 images: the median within 5 %, and hardly larger."""
+def test_distances_of_the_peer_on_a_published_net(real: Real, norm: str) -> None:
+    """ResNet-20, towards the likeliest class, 50 images: as many found, and the median within 5 %.
+
+    In L1 the median is that of the ratios, image by image: the distances lie far apart, so that a single image moves
+    their own median by 7 %, while the paths of two programs part at the first rounding.
+    """
     encoder = load(str(real("weights") / "cifar10_resnet20.th"), arch="cifar_resnet20")
     source = open_source(images_of(f"cifar10:{real('cifar10_lossless')}", split="test", limit=50, subset="first"))
     (batch,) = batches(source, size=50)
+    label = batch.rows["label"]
     with frozen(encoder):
         harm = through(encoder.logits)
-        row = known(harm, batch.pixels, INF)
-        for norm in NORMS:
-            _, peer = theirs(encoder.logits, batch.pixels, row["label"], norm, INF, 1)
-            found = nearest(norm, harm, batch.pixels, (Stage(target=0),))
-            distance = BALLS[norm].norm(found.pixels - batch.pixels).where(found.score > 0, INF)
-            assert 0.95 * float(peer.median()) <= float(distance.median()) <= 1.02 * float(peer.median()), norm
+        _, peer = theirs(encoder.logits, batch.pixels, label, norm, INF, 1)
+        row = known(harm, batch.pixels, INF, label)
+        attack = FAB(BALLS[norm])
+        found = pursue(attack, harm, batch.pixels, row, (Stage(target=0),), slots=50, stop="nearest")
+    distance = BALLS[norm].norm(found.pixels - batch.pixels).where(found.score > 0, INF)
+    assert int((distance < INF).sum()) >= int((peer < INF).sum()) - 1
+    if norm == "l1":
+        both = (distance < INF) & (peer < INF) & (peer > 0)
+        assert float((distance / peer)[both].median()) == pytest.approx(1, abs=0.05)
+    else:
+        assert float(distance.median()) == pytest.approx(float(peer.median()), rel=0.05)
 
 
 # -- the executor's promises -------------------------------------------------------------------------------------------

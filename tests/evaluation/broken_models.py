@@ -64,11 +64,11 @@ class Quantised(nn.Module):
 
 
 class Shattered(nn.Module):
-    """A ripple that nobody sees (0.6/255) and whose slope is 75 times that of the pixel."""
+    """A ripple that nobody sees (0.13/255) and whose slope is 75 times that of the pixel."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels -> pixels."""
-        return pixels + 0.0025 * torch.sin(30000 * pixels)
+        return pixels + 0.0005 * torch.sin(150000 * pixels)
 
 
 class Noisy(nn.Module):
