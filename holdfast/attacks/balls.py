@@ -171,12 +171,14 @@ def _threshold(size: Tensor, room: Tensor, eps: Tensor, spare: Tensor) -> Tensor
     """
     low, high = torch.zeros_like(eps), size.flatten(1).amax(1)
     threshold, left = high.where(eps <= 0, 0), torch.empty_like(size)
+    off = torch.ones_like(eps, dtype=torch.bool)
     for count in range(1, 200):
         torch.sub(size, _wide(threshold, size), out=left)
         falling = _sum((left > 0) & (left <= room))
         over = _sum(torch.minimum(left.clamp_min_(0), room, out=spare)) - eps
         low, high = torch.where(over > 0, threshold, low), torch.where(over > 0, high, threshold)
-        off = (over if count == 1 else over.abs()) > 1e-12 * eps.clamp_min(1e-3)
+        # A row that is inside at the threshold 0 is done, and stays so.
+        off = off & ((over if count == 1 else over.abs()) > 1e-12 * eps.clamp_min(1e-3))
         if not bool(off.any()):
             break
         newton = threshold + over / falling.clamp_min(1)

@@ -231,7 +231,7 @@ class Board:
             among: places of these slots; None = all slots.
         """
         check_scores(score.where(live, 0))
-        if self.harm.exact is None:
+        if self.harm.exact is None or self.ledger.stop == "never":
             return score
         lost = ((score > 0) & live).nonzero().squeeze(1)
         if not len(lost):

@@ -23,6 +23,8 @@ MADRY_STEP = 2.5
 # Measured on a plain CIFAR-10 ResNet at 1/255, 20 steps: a quarter fools more images than an eighth, and sooner.
 SHORTEST_STEP = 0.25
 FINISH = 10
+LAST_SEARCH = 5
+"""Forward passes that FAB ends with."""
 AIMED = ("fab", "autoattack")
 """Methods that aim at classes of their own accord, so that the victim has to rank them."""
 
@@ -160,6 +162,11 @@ def settled(record: records.Attack) -> records.Attack:
             f"{record.targets} targets, {record.samples} samples.",
             next="alpha and targets must be 0 or more, the others at least 1.",
         )
+    if record.aim == "towards" and record.through == "classification" and chosen.pushes:
+        raise ConfigError(
+            f"{record.method} was to aim at one class, and goes through targets of its own.",
+            next="Take pgd or apgd with aim towards, or give targets.",
+        )
     _check_radius(record, chosen)
     if record.start == "zero" and record.through == "embedding":
         raise ConfigError(
@@ -197,7 +204,7 @@ def build(record: records.Attack, *, classes: int = 0) -> tuple[Member, ...]:
         return members
     # Survivors of the coarser precision are attacked once more in float32, from where it left them.
     last = PGD(ball(record.norm), FINISH, 1 / FINISH, begin="given", seed=record.seed)
-    return (*members, Member("float32", last, members[0].push, exact=True))
+    return (*members, Member("float32", last, members[0].push.removesuffix("_target"), exact=True))
 
 
 class Budget(NamedTuple):
@@ -216,7 +223,8 @@ def budget(record: records.Attack, *, classes: int = 10) -> Budget:
             blind = isinstance(member.attack, Square | Noise)
             fans = classes - 1 if isinstance(member.attack, FAB) and stage.target < 0 else 1
             gradients += 0 if blind else looks * fans
-            forwards += record.samples + (looks if blind or isinstance(member.attack, FAB) else 0)
+            fab = isinstance(member.attack, FAB)
+            forwards += (LAST_SEARCH if fab else 1) * record.samples + (looks if blind or fab else 0)
     return Budget(gradients, forwards)
 
 

@@ -29,7 +29,7 @@ from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
 from holdfast.records import Attack, Cell, Corruption, Data, Model
 from holdfast.tasks.impersonation import towards
-from holdfast.tasks.task import PIXELS, Task, seer, still
+from holdfast.tasks.task import PIXELS, Task, at_level, seer, still
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 KEPT_BYTES = 512 << 20
@@ -229,7 +229,7 @@ class Views:
 
     def _computed(self, encoder: Encoder, level: str, pixels: Tensor) -> Tensor:
         self.bench.forwards += len(pixels)
-        return encoder.vector(pixels, level)
+        return at_level(encoder, pixels, level)
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
@@ -304,6 +304,10 @@ def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tenso
             rounded = task.outcome(see(made.rounded), truth)
             found |= {f"rounded_{name}": part for name, part in rounded.items() if part.dtype == torch.bool}
             found |= {f"attack_{name}": part for name, part in made.trace.items()}
+            if cell.attack is not None and (cell.attack.surrogate is not None or cell.attack.aim == "towards"):
+                # The attack's own clean score is another encoder's there, or another question's.
+                clean = task.outcome(see(made.clean), truth)
+                found |= {f"clean_{name}": clean[name] for name in ("correct", "prediction") if name in clean}
         if cell.judge.task == "classification" and _direct(cell):
             found |= evidence(views.bench.counting(seer(encoder, task)), made.after, out)
     for name, part in found.items():

@@ -79,7 +79,7 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag(
             "zero-gradients",
-            "Gradients are finite and not zero",
+            "Gradients are not zero",
             f"more than {ZERO_GRADIENTS:.0%} of the looks had a gradient that was zero everywhere, or not finite",
             "Something rounds, saturates or overflows: an input quantiser, logits so large that float32 saturates. "
             "Raise a margin, or go round the part.",

@@ -1,4 +1,4 @@
-"""Images for the gallery, chosen by rule and not by taste, and made again from their keys."""
+"""Images for the gallery of saliency, chosen by rule and not by taste, and made again from their keys."""
 
 from __future__ import annotations
 

@@ -227,6 +227,8 @@ class Encoder(nn.Module):
             x = self._normalised(pixels)
             with coarse(self._stem(x), x.device) if precision == "bf16" else contextlib.nullcontext():
                 seen = self._run(x, wanted, engine)
+        if precision == "fp32":
+            return seen
         return Features(
             seen.pooled.float(),
             {name: part.float() for name, part in seen.maps.items()},

@@ -16,6 +16,7 @@ from holdfast.data.batches import Source, batches
 from holdfast.errors import TrustError
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.progress import Bar, say
+from holdfast.tasks.task import at_level
 
 
 class Extracted(NamedTuple):
@@ -43,7 +44,7 @@ def extract(encoder: Encoder, source: Source, *, level: str, chunk: int) -> Extr
     with frozen(encoder, norm="eval"), torch.no_grad(), Bar(f"features of {encoder.name}", len(source)) as bar:
         for batch in batches(source, size=chunk):
             at = torch.arange(chunk) % len(batch.ids)
-            vectors.append(encoder.vector(batch.pixels[at].to(device), level)[: len(batch.ids)].cpu())
+            vectors.append(at_level(encoder, batch.pixels[at].to(device), level)[: len(batch.ids)].cpu())
             bar.advance(len(batch.ids))
         check_unchanged(encoder, digest)
     labels = None if source.labels is None else torch.tensor(source.labels, dtype=torch.int64)
