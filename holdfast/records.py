@@ -247,7 +247,8 @@ class Cost(Record, frozen=True, kw_only=True):
 
 
 class Environment(Record, frozen=True, kw_only=True):
-    """Where a number was made; `libraries` are those that decide pixels (numpy, pillow with its libjpeg, opencv)."""
+    """Where a number was made; `libraries` are those that decide pixels (numpy, pillow with its libjpeg, opencv), `engine`
+    is that of the passes under attack."""
 
     holdfast: str
     commit: str
@@ -257,6 +258,7 @@ class Environment(Record, frozen=True, kw_only=True):
     threads: int
     platform: str
     libraries: str = ""
+    engine: str = "eager"
 
 
 class Result(Record, frozen=True, kw_only=True):

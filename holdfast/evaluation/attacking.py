@@ -42,7 +42,8 @@ def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *,
     """
     encoder, task = whom(job, attack, bench)
     members = build(attack, classes=task.classes)
-    with victim(encoder, task, members[0].push, precision=attack.precision, samples=attack.samples) as harm:
+    push, precision, engine = members[0].push, attack.precision, bench.engine
+    with victim(encoder, task, push, precision=precision, engine=engine, samples=attack.samples) as harm:
         see = bench.counting(harm.see)
         exact = None if harm.exact is None else bench.counting(harm.exact)
         counted = dataclasses.replace(harm, see=see, exact=exact)

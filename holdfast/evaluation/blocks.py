@@ -26,7 +26,7 @@ from holdfast.evaluation.adversarial import candidates
 from holdfast.evaluation.attacking import attacked
 from holdfast.evaluation.evidence import evidence
 from holdfast.evaluation.plan import Job
-from holdfast.models.encoder import Encoder
+from holdfast.models.encoder import Encoder, Engine
 from holdfast.records import Attack, Cell, Corruption, Data, Model
 from holdfast.tasks.impersonation import towards
 from holdfast.tasks.task import PIXELS, Task, at_level, seer, still
@@ -47,6 +47,7 @@ class Bench:
         partner: opens the corrupted versions of images that a folder holds.
         device: where pixels go.
         shown: classes that galleries show besides those chosen by rule.
+        engine: of the passes under attack.
         check: called before each chunk; raises `Interrupted` to stop.
         forwards: images forwarded so far.
         backwards: images back-propagated so far.
@@ -60,6 +61,7 @@ class Bench:
     partner: Callable[[Data, Corruption], Source]
     device: torch.device
     shown: tuple[str, ...] = ()
+    engine: Engine = "eager"
     check: Callable[[], None] = lambda: None
     forwards: int = 0
     backwards: int = 0

@@ -18,8 +18,8 @@ import holdfast
 from holdfast.records import Environment
 
 
-def environment(device: torch.device) -> Environment:
-    """Versions, the commit of a checkout, and the device with its name."""
+def environment(device: torch.device, engine: str = "eager") -> Environment:
+    """Versions, the commit of a checkout, the device with its name, and the engine of passes under attack."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return Environment(
         holdfast=holdfast.__version__,
@@ -30,6 +30,7 @@ def environment(device: torch.device) -> Environment:
         threads=torch.get_num_threads(),
         platform=platform.platform(),
         libraries=_libraries(),
+        engine=engine,
     )
 
 

@@ -239,7 +239,7 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
         status="done",
         metrics=metrics(task, whole),
         cost=cost,
-        environment=environment(run.bench.device),
+        environment=environment(run.bench.device, run.bench.engine),
         chunk=chunk,
         asked=cell.data.limit or len(source),
         warnings=(*run.warnings, *remarks),
