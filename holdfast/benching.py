@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from holdfast.devices import device_of
 from holdfast.errors import ConfigError, nearest
 from holdfast.evaluation import plan
 from holdfast.evaluation.blocks import Bench
+from holdfast.evaluation.checks import checks_record
 from holdfast.evaluation.curves import subjects
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.estimate import estimate
 from holdfast.evaluation.rows import called, full
 from holdfast.evaluation.run import Run as Work
 from holdfast.evaluation.run import work
-from holdfast.evaluation.store import Run, Store, read
+from holdfast.evaluation.store import CHECKS, Run, Store, read
 from holdfast.evaluation.summary import summary
 from holdfast.progress import Say, spoken
 from holdfast.records import Cell, Variant
@@ -59,14 +61,29 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
     store.open(settled, replace=config.replace, cells=grid, environment=environment(stock.device))
     todo = plan.jobs(grid, shard=config.shard)
     say(f"bench   {len(stock.subjects)} encoders, {len(grid)} cells, {stock.device}, {torch.get_num_threads()} threads")
-    bench = Bench(stock.source, stock.encoder, stock.task, stock.partner, stock.device, shown=config.gallery_classes)
+    bench = Bench(
+        stock.source,
+        stock.encoder,
+        stock.task,
+        stock.partner,
+        stock.device,
+        shown=config.gallery_classes,
+        engine=config.engine,
+    )
     run = Work(bench, store, chunk=config.chunk, block=config.block)
     work(todo, run)
     if run.done < run.cells:
         say(f"{run.cells - run.done} of {run.cells} cells are held by another process; the same command looks again")
     found = read(store.folder)
     _write_cards(found)
+    _write_checks(found)
     return found
+
+
+def _write_checks(found: Run) -> None:
+    """Whether the attacks are to be believed, encoder by encoder: `checks.json` beside the records."""
+    verdicts = {subject.name: checks_record(subject) for subject in subjects([found])}
+    disk.write(found.folder / CHECKS, json.dumps(verdicts, indent=1) + "\n")
 
 
 def _write_cards(found: Run) -> None:

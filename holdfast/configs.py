@@ -222,8 +222,8 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         steps: gradient steps, or queries, of every attack but fgsm and autoattack; None = as in the attack records.
         samples: passes averaged in every look of every attack, for randomised encoders; None = as in the records.
         precision: of the encoder under attack; verdicts are float32; empty = as in the records.
-        engine: of the passes under attack: eager; folded = batch norms in the convolutions; compiled by torch (minutes at
-            first). Verdicts are always eager; last digits differ, and the record says which.
+        engine: of the passes under attack: eager; folded = batch norms in the convolutions; compiled by torch, which
+            takes minutes at first. Verdicts are always eager; last digits differ, and the record says which.
         transfer: each-other = images attacked through one encoder are also shown to every other one.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
@@ -349,7 +349,7 @@ class LsConfig(Record, frozen=True, kw_only=True):
     """List what exists or what a run holds.
 
     Attributes:
-        what: models, attacks, corruptions, suites, tasks, methods, recipes, layouts, a run folder, or a weights file.
+        what: models, attacks, flags, corruptions, suites, tasks, methods, recipes, layouts, a run folder, weights.
         failed: of a run, the failed cells alone, with their errors.
     """
 

@@ -46,6 +46,12 @@ def _attacks() -> list[str]:
     return [*_table({name: method.about for name, method in METHODS.items()}), f"balls: {', '.join(BALLS)}"]
 
 
+def _flags() -> list[str]:
+    from holdfast.evaluation.flags import FLAGS
+
+    return _table({flag.id: f"{flag.name}. Raised where {flag.threshold}" for flag in FLAGS.values()})
+
+
 def _corruptions() -> list[str]:
     from holdfast.corruptions.frost import find_published
     from holdfast.corruptions.table import families, variants
@@ -97,6 +103,7 @@ def _layouts() -> list[str]:
 _LISTS: dict[str, Callable[[], list[str]]] = {
     "models": _models,
     "attacks": _attacks,
+    "flags": _flags,
     "corruptions": _corruptions,
     "suites": _suites,
     "tasks": _tasks,

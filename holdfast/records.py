@@ -247,8 +247,10 @@ class Cost(Record, frozen=True, kw_only=True):
 
 
 class Environment(Record, frozen=True, kw_only=True):
-    """Where a number was made; `libraries` are those that decide pixels (numpy, pillow with its libjpeg, opencv), `engine`
-    is that of the passes under attack."""
+    """Where a number was made.
+
+    `libraries` are those that decide pixels (numpy, pillow with its libjpeg, opencv); `engine` that of attack passes.
+    """
 
     holdfast: str
     commit: str

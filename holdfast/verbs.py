@@ -97,7 +97,7 @@ def attack(
     Args:
         encoder: as `load` takes it.
         images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
-        labels: int64 [b]; with them, or a `target`, the attack is through classification unless `through` says else.
+        labels: int64 [b]; with them, or a `target`, the attack is through classification unless `through` is given.
         delta: where to begin: perturbations in pixel units, [b, 3, h, w] or [3, h, w], or a file of them.
         surrogate: encoder that the attack is made on, where it is another one (transfer).
         **fields: of `configs.AttackConfig`: method, eps (`4/255` or a number), norm, steps, push, through, target...
@@ -224,7 +224,7 @@ def ls(what: str = "suites", *, failed: bool = False) -> list[str]:
     """What exists, or what a run or a weights file holds, a line each.
 
     Args:
-        what: models, attacks, corruptions, suites, tasks, methods, recipes, layouts, a run folder, or a weights file.
+        what: models, attacks, flags, corruptions, suites, tasks, methods, recipes, layouts, a run folder, weights.
         failed: of a run, the failed cells alone, with their errors.
     """
     from holdfast.listing import lines

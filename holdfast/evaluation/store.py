@@ -4,7 +4,8 @@ run.yaml           the resolved config, command line, environment, and which wei
 cells/<id>.json    `records.Result`; writing it is the commit of a cell
 images/<id>.npz    per-image outcomes, arrays [n], with their "id"
 gallery/<id>.npz   images chosen by rule
-blocks/<key>/      outcomes of unfinished jobs
+blocks/<key>/      outcomes of unfinished jobs, and attacks under way
+checks.json        whether the attacks are to be believed, read from the records
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from holdfast.records import Cell, Environment, Result
 Outcomes = dict[str, npt.NDArray[np.generic]]
 
 OURS: tuple[str, ...] = ("run.yaml", "cells", "images", "gallery", "blocks", "leases", "heads")
-OURS += ("report.html", "results.csv", "table.tex")
+CHECKS = "checks.json"
+OURS += ("report.html", "results.csv", "table.tex", CHECKS)
 SHARED = ("heads", "leases", "log.txt")
 
 

@@ -13,18 +13,19 @@ from holdfast.codec import to_yaml
 from holdfast.errors import DataError
 from holdfast.evaluation.checks import Check, checks
 from holdfast.evaluation.curves import Subject, subjects
+from holdfast.evaluation.flags import FLAGS
 from holdfast.evaluation.identity import differences
 from holdfast.evaluation.rows import condition, interval, last_line
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
-from holdfast.reporting import gallery, maps, sections, similarity
+from holdfast.reporting import attacks, gallery, maps, sections, similarity
 from holdfast.reporting.corruptions import corruption
 from holdfast.reporting.figures import GLYPHS, PALETTE, shape
 from holdfast.reporting.gallery import Wall
 from holdfast.reporting.maps import PairWall
 from holdfast.reporting.mce import mce
-from holdfast.reporting.sections import Cell
+from holdfast.reporting.sections import Cell, Section
 from holdfast.reporting.tables import results_csv, table_tex
 from holdfast.reporting.wording import cell_text, gap, headline, span
 
@@ -32,6 +33,7 @@ TRANSPOSED_FROM = 6
 LARGEST = 4_750_000  # of 5 MB; the rest is for the captions of images
 IMAGES = 3_900_000
 SHARE = 0.45
+_ORDER = {"failed": 0, "passed": 1, "not measured": 2}
 
 
 def report(runs: Sequence[Run], out: Path, *, title: str = "") -> Path:
@@ -78,7 +80,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         "against": _against(seen, columns),
         "definitions": [(c.title, c.about) for c in columns],
         "sections": [
-            sections.accuracy(seen, places),
+            _accuracy(seen, places),
             *corruption(seen, places),
             mce(seen, places),
             similarity.pixels(seen),
@@ -88,6 +90,10 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
         "saliency": looked,
         "scale": maps.scale(),
         "checks": listed,
+        "numbers": sorted(
+            ((row["name"], *found) for row in listed for found in row["found"]), key=lambda line: _ORDER[line[3].status]
+        ),
+        "flags": [(flag.id, flag.name, flag.threshold, flag.about) for flag in FLAGS.values()],
         "unmeasured": [row["name"] for row in listed if all(c.status == "not measured" for _, _, c in row["found"])],
         "made": [_made(run) for run in runs],
         "changed": [(run.name, differences(runs[0].record, run.record)) for run in runs[1:]],
@@ -184,12 +190,25 @@ def _against(seen: Sequence[Subject], columns: Sequence[Column]) -> list[list[Ce
     return [head, *rows]
 
 
+def _accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
+    """The section on accuracy under attack with its tables."""
+    section = sections.accuracy(seen, places)
+    section.titled = attacks.tables(seen, places)
+    return section
+
+
 def _checks(seen: Sequence[Subject], verdicts: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
-    names = [c.name for c in verdicts[seen[0].name]] if seen else []
-    return [
-        {"name": name, "found": [(s.name, at, verdicts[s.name][row]) for at, s in enumerate(seen)]}
-        for row, name in enumerate(names)
+    """One row per flag, those that any encoder fails first."""
+    asked = verdicts[seen[0].name] if seen else []
+    listed = [
+        {
+            "name": check.name,
+            "flag": check.flag,
+            "found": [(s.name, at, verdicts[s.name][row]) for at, s in enumerate(seen)],
+        }
+        for row, check in enumerate(asked)
     ]
+    return sorted(listed, key=lambda row: min(_ORDER[c.status] for _, _, c in row["found"]))
 
 
 def _made(run: Run) -> dict[str, Any]:

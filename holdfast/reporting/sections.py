@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.evaluation.attack_tables import NEIGHBOURS
 from holdfast.evaluation.curves import OUTCOMES, Curve, Subject, curve, families, norm_name
 from holdfast.evaluation.published import Published, published
 from holdfast.reporting import figures
@@ -34,6 +35,14 @@ class Folded(NamedTuple):
     grey: int = 0
 
 
+class Titled(NamedTuple):
+    """A table under its own title: rows of cells, the first row the headings; then notes."""
+
+    title: str
+    rows: list[list[Cell]]
+    notes: list[str]
+
+
 @dataclass
 class Section:
     """A section of the page.
@@ -44,6 +53,7 @@ class Section:
         lead: sentences before the charts.
         charts: each with its data.
         tables: each of rows of cells, the first row the headings; drawn before the charts.
+        titled: tables under their own titles; drawn after the charts.
         absent: why something is not there.
         folded: tables after the charts.
         notes: after those.
@@ -57,6 +67,7 @@ class Section:
     lead: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     tables: list[list[list[Cell]]] = field(default_factory=list)
+    titled: list[Titled] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -67,7 +78,7 @@ class Section:
     @property
     def empty(self) -> bool:
         """Whether all that it says is why it shows nothing."""
-        return bool(self.absent) and not (self.charts or self.tables or self.folded or self.pairs)
+        return bool(self.absent) and not (self.charts or self.tables or self.titled or self.folded or self.pairs)
 
 
 def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
@@ -107,15 +118,17 @@ def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
 
 
 def embedding(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
-    """Drift, flips, quantile and kNN accuracy over epsilon, worst case per image."""
+    """Drift, flips, quantile, kNN accuracy and what became of neighbours over epsilon, worst case per image."""
     section = Section("Embedding under attack", "embedding")
     for norm in _norms(seen):
         panels, reasons = [], []
-        for name in ("cosine", "flip", "quantile", "knn_correct"):
-            curves = [curve(s, OUTCOMES[name], norm) for s in seen]
+        measured = [OUTCOMES[name] for name in ("cosine", "flip", "quantile", "knn_correct")]
+        for outcome in (*measured, *NEIGHBOURS):
+            curves = [curve(s, outcome, norm) for s in seen]
             if found := _found(curves):
-                panels.append(Panel(sentence(OUTCOMES[name].title), found))
-            reasons += [c.reason for c in curves if c.reason]
+                panels.append(Panel(sentence(outcome.title), found))
+            # Records from before the neighbours were counted are whole without them.
+            reasons += [c.reason for c in curves if c.reason and outcome in measured]
         section.absent += list(dict.fromkeys(reasons))
         if not panels:
             continue
@@ -144,7 +157,7 @@ def _found(curves: Iterable[Curve]) -> list[Curve]:
 
 def _norms(seen: Sequence[Subject]) -> list[str]:
     held = {norm for s in seen for norm in s.norms()}
-    return [norm for norm in ("linf", "l2") if norm in held]
+    return [norm for norm in ("linf", "l2", "l1") if norm in held]
 
 
 def _marks(sources: set[str]) -> dict[float, str]:
