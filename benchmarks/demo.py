@@ -1,6 +1,6 @@
 """How long `holdfast demo` takes as a whole process, and how much memory: wall and CPU seconds, peak MB, per step.
 
-    python benchmarks/demo.py [--out results.json]
+python benchmarks/demo.py [--out results.json]
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def ensembles(subject: Subject) -> list[Ensemble]:
         if attack is None or attack.method != "autoattack" or attack.surrogate is not None:
             continue
         made = Ensemble(subject.name, attack.norm, attack.eps, (), (), _departure(attack))
-        held = subject.run.outcomes(result.id)
+        held: dict[str, Array] = dict(subject.run.outcomes(result.id))
         missing = [name for name in ("attack_member", "attack_clean_score", "attack_score") if name not in held]
         if missing or not len(held["id"]):
             reason = f"its record has no {missing[0]}" if missing else "its record has no image"
@@ -168,7 +168,10 @@ def nearest_distances(subject: Subject) -> list[Nearest]:
 
 def _nearest(subject: str, attack: str, norm: str, apart: Array) -> Nearest:
     values = apart.astype(np.float64)
-    median = lambda drawn: float(np.median(values[drawn]))  # noqa: E731 - the statistic that is resampled
+
+    def median(drawn: Indices) -> float:
+        return float(np.median(values[drawn]))
+
     everyone: Indices = np.arange(len(values), dtype=np.int64)
     ends = (median(everyone), *statistics.bootstrap(median, len(values)))
     middle, low, high = (end if np.isfinite(end) else None for end in ends)

@@ -184,7 +184,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
+    ) -> Tensor:  # parameters: those of a batch norm
         wide = (1, -1, *[1] * (x.ndim - 2))
         # torch takes this root in double precision and rounds it, so that the last digit agrees.
         ctx.root = (1 / torch.sqrt(variance.double() + eps)).float().view(wide)

@@ -48,16 +48,16 @@ def autoattack(seen: Sequence[Subject], places: Mapping[str, int]) -> Titled | N
         return None
     heads = ("encoder", "radius", "clean", *MEMBERS.values())
     rows = [[Cell(text) for text in heads]]
-    notes = ["Images left after each member and all before it; below each share, how many images that member broke."]
+    notes = ["Images left after each member and all before it; in brackets, how many images that member broke."]
     for found in made:
         ball = f"{norm_name(found.norm)} {radius(found.eps, found.norm)}"
-        begin = [_who(found.subject, places), Cell(ball, found.note)]
+        begin = [_who(found.subject, places), Cell(ball, "not standard" if found.note else "")]
         told = [f"{found.subject} at {ball}: {text}" for text in (found.note, found.reason) if text]
         notes += told
         if found.reason:
             rows.append([*begin, *(Cell("\u2013", hint=found.reason) for _ in heads[2:])])
             continue
-        counts = ["", *(f" \u2212{count}" for count in found.broken)]
+        counts = ["", *(f" (\u2212{count})" for count in found.broken)]
         rows.append([*begin, *(_share(metric, count) for metric, count in zip(found.left, counts))])
     return Titled("AutoAttack, member by member", rows, _sentences(notes))
 
@@ -88,7 +88,7 @@ def _who(subject: str, places: Mapping[str, int]) -> Cell:
 
 
 def _share(metric: Metric, more: str = "") -> Cell:
-    return Cell(value(metric), f"{interval(metric)} n = {metric.n}{more}")
+    return Cell(value(metric) + more, f"{interval(metric)} n = {metric.n}")
 
 
 def _in_ball(ball: Ball) -> Cell:
@@ -113,7 +113,7 @@ def _median(found: Nearest) -> Cell:
 
 
 def _length(distance: float, norm: str) -> str:
-    return f"{distance * 255:.3g}/255" if norm == "linf" else f"{distance:.3g}"
+    return f"{distance * 255:#.3g}/255" if norm == "linf" else f"{distance:#.3g}"
 
 
 def _sentences(notes: Sequence[str]) -> list[str]:

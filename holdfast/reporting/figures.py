@@ -32,6 +32,7 @@ PALETTE = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GLYPHS = ("\u25cf", "\u25a0", "\u25b2", "\u25c6", "\u25bc", "\u271a", "\u2716")
 DASHES = ("-", "--", ":", "-.")
+MOST_TICKS = 9
 
 INK, FAINT, GREY, PAGE = "#fd0001", "#fd0002", "#fd0003", "#fd0004"
 STYLE = {
@@ -145,7 +146,8 @@ def _curves(axis: Any, panel: Panel, places: Mapping[str, int], marks: Mapping[f
         line(axis, [p.eps * scale for p in c.points], [p.worst for p in c.points], places[c.subject])
     fractions(axis, [p.worst for c in drawn for p in c.points])
     axis.set_title(panel.title, loc="left")
-    axis.set_xticks(radii, [f"{r:.3g}" for r in radii])
+    ticks = radii[:: max(1, -(-len(radii) // MOST_TICKS))]
+    axis.set_xticks(ticks, [f"{r:.3g}" for r in ticks])
     axis.set_xlabel(
         f"radius, {norm_name(norm)}" + (", in /255" if norm == "linf" else "") + (" (logarithmic)" if wide else "")
     )

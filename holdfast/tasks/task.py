@@ -179,7 +179,7 @@ def victim(
             see=see,
             push=task.pushes[push],
             score=task.score,
-            exact=None if precision == "fp32" else exact,
+            exact=None if see is exact else exact,
             samples=samples,
         )
 

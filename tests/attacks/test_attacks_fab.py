@@ -2,100 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from scipy.optimize import linprog, minimize
+from fab_cases import INF, NORMS, PEER, closed_form, images, known, linear, nearest, net, solved, through
 
 from holdfast import draws
 from holdfast.attacks.balls import BALLS
 from holdfast.attacks.cascade import Member, cascade
-from holdfast.attacks.executor import Found, Seen, Stage, pursue
-from holdfast.attacks.fab import FAB, OUTSIDE, SEARCHES
-from holdfast.attacks.harm import Harm
-from holdfast.attacks.hyperplane import plane
-from holdfast.attacks.scores import difference, margin
+from holdfast.attacks.executor import Stage, pursue
+from holdfast.attacks.fab import FAB, SEARCHES
+from holdfast.attacks.scores import margin
 from holdfast.data.batches import batches
 from holdfast.data.sources import images as images_of
 from holdfast.data.sources import open_source
-from holdfast.errors import ConfigError, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import frozen
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.task import victim
 
 Real = Callable[[str], Path]
-NORMS = ("linf", "l2", "l1")
-PEER = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-INF = float("inf")
-
-
-def through(see: Callable[[torch.Tensor], torch.Tensor], samples: int = 1) -> Harm:
-    return Harm(
-        see=lambda x: {"logits": see(x)},
-        push=lambda out, rows, t: difference(out["logits"], rows["label"], rows["target"]),
-        score=lambda out, rows: margin(out["logits"], rows["label"]),
-        samples=samples,
-    )
-
-
-def known(harm: Harm, x: torch.Tensor, eps: float, label: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Rows with the predicted label, and the other classes, the likeliest first."""
-    with torch.no_grad():
-        logits = harm.see(x)["logits"]
-    label = logits.argmax(1) if label is None else label
-    ranked = logits.scatter(1, label[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
-    keys = draws.keys([f"image/{i}" for i in range(len(x))])
-    return {"key": keys, "eps": torch.full((len(x),), eps), "label": label, "ranked": ranked}
-
-
-def nearest(norm: str, harm: Harm, x: torch.Tensor, stages: Sequence[Stage] = (Stage(),), **fields: object) -> Found:
-    return pursue(FAB(BALLS[norm], **fields), harm, x, known(harm, x, INF), stages, slots=8, stop="nearest")
-
-
-# -- the truth ---------------------------------------------------------------------------------------------------------
-
-
-def linear(classes: int, side: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = draws.generator("linear", classes, side)
-    weight = torch.randn(classes, 3 * side * side, generator=generator) / side
-    return weight, torch.randn(classes, generator=generator) * 0.02 - weight.sum(1) / 2
-
-
-def closed_form(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, norm: str) -> torch.Tensor:
-    """The distance to the nearest other class of a linear classifier, without the box: [b]."""
-    logits = x.flatten(1) @ weight.T + bias
-    label = logits.argmax(1)
-    normal = weight[None] - weight[label][:, None]
-    steep = torch.linalg.vector_norm(normal, {"linf": 1, "l2": 2, "l1": INF}[norm], dim=2)
-    distance = (logits.gather(1, label[:, None]) - logits) / steep
-    return distance.scatter(1, label[:, None], INF).amin(1)
-
-
-def solved(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, norm: str) -> float:
-    """The same for one image inside the box, by a linear program (Linf, L1) or a quadratic one (L2)."""
-    point, best = x.flatten().double().numpy(), INF
-    logits, n = weight @ x.flatten() + bias, x.numel()
-    label, box = int(logits.argmax()), [(-p, 1 - p) for p in point]
-    bounds = torch.cat([torch.eye(n), -torch.eye(n)])
-    slack = {"linf": -torch.ones(2 * n, 1), "l1": -torch.eye(n).repeat(2, 1)}
-    for other in set(range(len(weight))) - {label}:
-        normal, rise = (weight[other] - weight[label]).double().numpy(), float(logits[label] - logits[other])
-        if norm == "l2":
-            constraint = {"type": "eq", "fun": lambda d: normal @ d - rise, "jac": lambda d: normal}  # noqa: B023
-            begin, jac = normal * rise / (normal @ normal), lambda d: 2 * d
-            found = minimize(lambda d: d @ d, begin, jac=jac, bounds=box, constraints=constraint, method="SLSQP")
-            best = min(best, found.fun**0.5) if found.success else best
-            continue
-        more = slack[norm].shape[1]
-        above = torch.cat([bounds, slack[norm]], 1).numpy()
-        equal, cost = [[*normal, *[0.0] * more]], [0.0] * n + [1.0] * more
-        spans = [*box, *[(0, None)] * more]
-        found = linprog(cost, A_ub=above, b_ub=[0.0] * 2 * n, A_eq=equal, b_eq=[rise], bounds=spans)
-        best = min(best, found.fun) if found.success else best
-    return best
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -142,23 +70,6 @@ def test_robust_accuracy_of_a_linear_classifier_is_exact(norm: str) -> None:
 
 
 # -- a plain loop ------------------------------------------------------------------------------------------------------
-
-
-def net() -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, stride=2),
-            torch.nn.ReLU(),
-            torch.nn.Conv2d(8, 16, 3, stride=2),
-            torch.nn.ReLU(),
-            torch.nn.Flatten(),
-            torch.nn.Linear(16 * 9, 10),
-        ).eval()
-
-
-def images(n: int = 20) -> torch.Tensor:
-    return torch.rand(n, 3, 16, 16, generator=draws.generator("images"))
 
 
 def plain_shift(x: torch.Tensor, weight: torch.Tensor, rise: float, norm: str) -> torch.Tensor:
@@ -245,7 +156,7 @@ def test_executor_equals_the_plain_loop(norm: str, target: int) -> None:
 # -- the peer ----------------------------------------------------------------------------------------------------------
 
 
-def theirs(
+def theirs(  # parameters: those of the peer
     model: Callable[[torch.Tensor], torch.Tensor],
     x: torch.Tensor,
     label: torch.Tensor,
@@ -336,149 +247,3 @@ def test_distances_of_the_peer_on_a_published_net(real: Real, norm: str) -> None
 
 
 # -- the executor's promises -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop", ["lost", "nearest"])
-def test_verdicts_do_not_depend_on_slots_or_order(stop: str) -> None:
-    model, x = net(), images(20)
-    harm = through(model)
-    eps = 0.008 if stop == "lost" else INF
-    row = known(harm, x, eps)
-    stages = (Stage(target=0), Stage(restart=1), Stage(target=1))
-
-    def run(order: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        moved = {name: part[order] for name, part in row.items()}
-        found = pursue(FAB(BALLS["linf"], steps=5), harm, x[order], moved, stages, slots=slots, stop=stop)
-        back = order.argsort()
-        return found.score[back], BALLS["linf"].norm(found.pixels[back] - x)
-
-    one, near = run(torch.arange(20), 20)
-    other, far = run(torch.arange(19, -1, -1), 8)
-    assert torch.equal(one > 0, other > 0) and torch.allclose(one, other, atol=1e-4)
-    assert torch.allclose(near, far, rtol=1e-3)
-    if stop == "lost":
-        assert 0 < int((one > 0).sum()) < 20, "an attack that fools all or none shows nothing"
-        assert bool((near <= eps).all())
-
-
-def test_rows_of_one_batch_have_their_own_targets() -> None:
-    """Half of a batch untargeted, the others aimed: each moves as it does among its like."""
-    model, x = net(), images(8)
-    harm, attack = through(model), FAB(BALLS["l2"])
-    row = known(harm, x, INF)
-    row["target"] = row["ranked"][:, 4]
-    t = torch.zeros(8)
-    aimed = attack.start(harm, x, row, Stage(target=4))
-    free = attack.start(harm, x, row, Stage())
-    half = torch.arange(8) < 4
-
-    def mixed(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-        return torch.where(half.view(-1, *[1] * (one.ndim - 1)), one, two)
-
-    both = {name: mixed(aimed[name], free[name]) for name in aimed}
-    for _ in range(4):
-        aimed, free, both = (attack.step(harm, x, row, state, t) for state in (aimed, free, both))
-        for name, part in both.items():
-            assert torch.allclose(part.float(), mixed(aimed[name], free[name]).float(), atol=1e-5), name
-    assert not torch.allclose(aimed["pixels"][half], free["pixels"][half], atol=1e-4)
-
-
-def test_what_lies_outside_the_radius_is_no_outcome() -> None:
-    model, x = net(), images(8)
-    harm = through(model)
-    free = BALLS["l2"].norm(nearest("l2", harm, x, steps=10).pixels - x)
-    seen: list[Seen] = []
-    row = known(harm, x, 0.8 * float(free.min()))
-    attack = FAB(BALLS["l2"], steps=10)
-    found = pursue(attack, harm, x, row, slots=8, stop="lost", watch=seen.append)
-    assert bool((found.score <= 0).all())
-    assert bool((BALLS["l2"].norm(found.pixels - x) <= row["eps"]).all())
-    looked = torch.stack([part.score for part in seen])
-    assert bool((looked == OUTSIDE).any()) and bool(torch.isfinite(looked).all())
-
-
-def test_the_final_search_only_comes_nearer() -> None:
-    model, x = net(), images(16)
-    harm, seen = through(model), list[Seen]()
-    row = known(harm, x, INF)
-    found = pursue(FAB(BALLS["l2"], steps=5), harm, x, row, slots=16, stop="nearest", watch=seen.append)
-    away = torch.stack([BALLS["l2"].norm(part.pixels - x).where(part.score > 0, INF) for part in seen]).amin(0)
-    distance = BALLS["l2"].norm(found.pixels - x)
-    assert bool((distance <= away).all()) and bool((distance < 0.999 * away).any())
-    assert found.trace["looks"].tolist() == [5.0] * 16
-
-
-def test_random_restarts_are_keyed_and_help() -> None:
-    """They begin within half the radius, or half the authors' default one where there is none.
-
-    This net has hardly a gradient at the clean images, and so no hyperplane within reach of them.
-    """
-    model, x = net(), (images(16) * 50).floor() / 50 + 0.01
-    harm, ball = through(lambda p: model(p + (100 * torch.pi * p).sin() / (100 * torch.pi))), BALLS["linf"]
-    row = known(harm, x, 0.02)
-
-    def run(restarts: int, seed: int) -> Found:
-        stages = tuple(Stage(i) for i in range(restarts))
-        return pursue(FAB(ball, steps=6, seed=seed), harm, x, row, stages, slots=8, stop="nearest")
-
-    one, two, same, other = run(1, 0), run(3, 0), run(3, 0), run(3, 1)
-    assert torch.equal(two.pixels, same.pixels) and not torch.equal(two.pixels, other.pixels)
-    assert int((one.score > 0).sum()) < 4 < 8 < int((two.score > 0).sum())
-    start = ball.norm(FAB(ball).start(harm, x, row, Stage(restart=1))["pixels"] - x)
-    assert float(start.min()) > 0.009 and float(start.max()) <= 0.01 + 1e-6
-    start = ball.norm(FAB(ball).start(harm, x, known(harm, x, INF), Stage(restart=1))["pixels"] - x)
-    assert float(start.min()) > 0.14 and float(start.max()) <= plane(ball).reach / 2 + 1e-6
-
-
-def test_it_goes_on_from_a_given_start() -> None:
-    """Four steps, and four more from there, find what lies nearer than four steps alone."""
-    model, x = net(), images(16)
-    harm = through(model)
-    four = BALLS["l1"].norm(nearest("l1", harm, x, steps=4).pixels - x)
-    more = BALLS["l1"].norm(nearest("l1", harm, x, (Stage(), Stage(carry=True)), steps=4).pixels - x)
-    assert bool((more <= four).all()) and bool((more < 0.99 * four).any())
-
-
-@pytest.mark.parametrize("target", [-1, 0])
-def test_passes_are_averaged(target: int) -> None:
-    """A victim whose logits are turn and turn about larger and smaller is, on average, the plain one."""
-    model, x = net(), images(8)
-    turn = [1.0]
-
-    def noisy(pixels: torch.Tensor) -> torch.Tensor:
-        turn[0] = -turn[0]
-        return model(pixels) * (1 + 0.5 * turn[0])
-
-    stages = (Stage(target=target),)
-    row = known(through(model), x, INF)
-    plainly = pursue(FAB(BALLS["l2"], steps=4), through(model), x, row, stages, slots=8, stop="nearest")
-    twice = pursue(FAB(BALLS["l2"], steps=4), through(noisy, 2), x, row, stages, slots=8, stop="nearest")
-    assert torch.allclose(plainly.pixels, twice.pixels, atol=1e-4)
-
-
-@pytest.mark.parametrize("target", [-1, 0])
-def test_a_victim_without_gradient(target: int) -> None:
-    """A zero gradient is counted, one that is not finite is too, and none at all is refused."""
-    weight, bias = linear(3)
-    x = images(8)[:, :, :4, :4]
-    plainly = through(lambda p: p.flatten(1) @ weight.T + bias)
-    stages, row = (Stage(target=target),), known(plainly, x, 0.1)
-
-    def share(see: Callable[[torch.Tensor], torch.Tensor], name: str) -> float:
-        found = pursue(FAB(BALLS["linf"], steps=3), through(see), x, row, stages, slots=8, stop="never")
-        return float(found.trace[name].mean())
-
-    assert share(lambda p: (p * 0).flatten(1) @ weight.T + 10 * torch.eye(3)[row["label"]], "zero_gradients") == 1
-    assert share(lambda p: (p - p).sqrt().flatten(1) @ weight.T + torch.eye(3)[row["label"]], "broken_gradients") == 1
-    with pytest.raises(TrustError, match="method square"):
-        share(lambda p: p.detach().flatten(1) @ weight.T + bias, "zero_gradients")
-    with pytest.raises(TrustError, match="not finite"):
-        share(lambda p: (p.flatten(1) @ weight.T + bias) * (INF if p.requires_grad else 1.0), "zero_gradients")
-
-
-def test_without_classes_it_says_so() -> None:
-    model, x = net(), images(8)
-    row = known(through(model), x, 0.1)
-    del row["ranked"]
-    with pytest.raises(ConfigError, match='rows\\["ranked"\\]'):
-        pursue(FAB(BALLS["l2"], steps=2), through(model), x, row, slots=8)

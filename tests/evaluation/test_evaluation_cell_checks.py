@@ -1,0 +1,90 @@
+"""Flags that one attacked cell decides, what is documented of them, and how they are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_run import CE, HARDENED, judge, write_run
+from test_evaluation_checks import MADE_BY_THE_ATTACK, looked, tampered
+
+from holdfast.evaluation.cell_checks import CELL_CHECKS, Attacked
+from holdfast.evaluation.checks import FLAGS, checks_record, flags
+from holdfast.records import Attack, Cell, Data, Model
+
+Held = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checks") / "run"
+    write_run(path, (HARDENED,), n=120, corruptions=())
+    return path
+
+
+def attacked(attack: Attack, **held: float | bool) -> Attacked:
+    """A cell of ten images, all of them right when clean, with these outcomes for each."""
+    cell = Cell(data=Data(source="scenes"), stages=(attack,), encoder=Model(spec="e"), judge=judge("classification"))
+    rows = {"attack_clean_score": -1.0} | held
+    return Attacked(cell, attack, {"id": np.arange(10).astype(str), **{k: np.full(10, v) for k, v in rows.items()}})
+
+
+def test_what_several_passes_gain_late_is_an_upper_limit() -> None:
+    """What falls late in the first pass might have fallen in the second: it can be ruled out, and not be claimed."""
+    late, early = {"attack_score": 0.5, "attack_early_score": -0.5}, {"attack_score": 0.5, "attack_early_score": 0.5}
+    gaining = CELL_CHECKS["still-gaining"]
+    assert gaining(attacked(CE, **late)).status == "failed"
+    assert gaining(attacked(CE, **early)).status == "passed"
+    for several in (Attack(restarts=5), Attack(push="margin_target", targets=9), Attack(method="autoattack", push="")):
+        assert gaining(attacked(several, **late)).status == "not measured"
+        assert gaining(attacked(several, **early)).status == "passed"
+
+
+def test_the_nearest_images_lie_on_the_boundary() -> None:
+    """Half a level of grey brings them back, whatever the model: no flag."""
+    held = {"correct": False, "rounded_correct": True, "attack_score": 0.1, "attack_norm": 0.2}
+    nearest = attacked(Attack(method="fab", push="", eps=0.0), **held, attack_early_score=-1.0, attack_start_score=-1.0)
+    assert {CELL_CHECKS[flag](nearest).status for flag in MADE_BY_THE_ATTACK if flag != "zero-gradients"} == {
+        "not measured"
+    }
+    assert CELL_CHECKS["lost-in-rounding"](attacked(CE, **held)).status == "failed"
+
+
+def test_gradients_that_are_not_finite_are_told_apart() -> None:
+    found = CELL_CHECKS["zero-gradients"](attacked(CE, attack_zero_gradients=0.5, attack_broken_gradients=0.25))
+    assert found.status == "failed" and "50.0%" in found.text and "25.0% not finite" in found.text
+
+
+@pytest.mark.parametrize("blind", [Attack(method="noise"), Attack(method="square", push="margin")])
+def test_an_attack_without_gradient_has_none_that_could_be_zero(blind: Attack) -> None:
+    held = {"attack_zero_gradients": 0.0, "attack_score": 0.5, "attack_start_score": 0.5, "attack_early_score": -1.0}
+    found = {CELL_CHECKS[flag](attacked(blind, **held)).status for flag in MADE_BY_THE_ATTACK[:3]}
+    assert found == {"not measured"}
+
+
+# -- as data -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_flag_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "believability.md").read_text()
+    for flag in FLAGS.values():
+        assert f"`{flag.id}`" in page, flag.id
+        assert flag.name and flag.threshold and flag.about.endswith("."), flag.id
+
+
+def test_the_checks_can_be_kept_as_json(folder: Path) -> None:
+    subject = tampered(folder, looked(repeated=1.0))
+    kept = json.loads(json.dumps(checks_record(subject)))
+    assert [item["flag"] for item in kept] == list(FLAGS)
+    (one,) = [item for item in kept if item["flag"] == "randomised"]
+    assert one["status"] == "failed" and one["subject"] == "hardened" and "two passes" in one["threshold"]
+
+
+def test_a_cell_without_attack_or_judged_by_another_head_raises_no_flag(folder: Path) -> None:
+    subject = tampered(folder, looked(repeated=1.0))
+    for result in subject.results:
+        attack = result.cell.attack
+        if attack is None or attack.through != result.cell.judge.task:
+            assert flags(result.cell, subject.run.outcomes(result.id)) == ()
