@@ -91,7 +91,8 @@ def accuracy(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
         section.absent += [c.reason for c in worst if c.reason]
         if all(c.reason for c in worst):
             continue
-        names = list(dict.fromkeys(name for s in seen for name in families(s.attacked("classification", norm))))
+        each = [s.attacked("classification", norm) + s.nearest("classification", norm) for s in seen]
+        names = list(dict.fromkeys(name for results in each for name in families(results)))
         kind = norm_name(norm)
         caption = (
             f"Share of images still classified correctly after every {kind} attack up to the radius, with 95 % bands "
