@@ -102,7 +102,6 @@ def _autoattack(record: records.Attack, classes: int) -> tuple[Member, ...]:
     return standard(record, _known(record, classes))
 
 
-ANY = ("classification", "embedding")
 HEADS = ("classification",)
 METHODS: dict[str, Method] = {
     "pgd": Method("projected gradient descent (Madry et al. 2018), the worst iterate kept", _pgd, 20),
@@ -245,8 +244,9 @@ def _known(record: records.Attack, classes: int) -> int:
 
 
 def _one(record: records.Attack, classes: int, attack: Attack) -> tuple[Member, ...]:
-    """One attack on the record's push, over its restarts and targets."""
-    return (Member(record.method, attack, record.push, stages(record, classes)),)
+    """One attack on the record's push, over its restarts and targets; with targets, on the push's targeted form."""
+    push = f"{record.push.removesuffix('_target')}_target" if record.targets else record.push
+    return (Member(record.method, attack, push, stages(record, classes)),)
 
 
 def stages(record: records.Attack, classes: int) -> tuple[Stage, ...]:

@@ -197,6 +197,11 @@ def chosen_attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[At
             f"An attack through {stray[0].through} was asked for, and that task was not.",
             next=f"Add it: --tasks {' '.join([*config.tasks, stray[0].through])}.",
         )
+    if any(attack.start == "given" for attack in config.attacks):
+        raise ConfigError(
+            "An attack of a bench was to begin at a given delta, and a bench has none.",
+            next='Use start "random"; holdfast.attack takes a delta.',
+        )
     changed = [
         msgspec.structs.replace(
             attack,

@@ -236,3 +236,10 @@ def test_a_clean_score_that_is_no_number_is_refused(stop: str) -> None:
     broken = Harm(harm.see, harm.push, lambda out, rows: out["value"] * torch.nan)
     with pytest.raises(TrustError, match="score of an image is not finite"):
         pursue(PGD(Linf(), 1, 1), broken, torch.rand(2, 3, 4, 4), rows(2, 0.1), slots=8, stop=stop)
+
+
+def test_targets_raise_the_targeted_form_of_the_harm() -> None:
+    (member,) = methods.build(records.Attack(push="ce", targets=3), classes=10)
+    assert member.push == "ce_target" and [stage.target for stage in member.stages] == [0, 1, 2]
+    (plain,) = methods.build(records.Attack(push="ce"), classes=10)
+    assert plain.push == "ce"
