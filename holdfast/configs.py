@@ -222,8 +222,8 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         steps: gradient steps, or queries, of every attack but fgsm and autoattack; None = as in the attack records.
         samples: passes averaged in every look of every attack, for randomised encoders; None = as in the records.
         precision: of the encoder under attack; verdicts are float32; empty = as in the records.
-        engine: of the passes under attack: eager; folded = batch norms in the convolutions; compiled by torch, which
-            takes minutes at first. Verdicts are always eager; last digits differ, and the record says which.
+        engine: of the passes under attack: folded = batch norms in the convolutions; eager = layer by layer; compiled by
+            torch, which takes minutes at first. Verdicts are always eager; last digits differ, and the record says which.
         transfer: each-other = images attacked through one encoder are also shown to every other one.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
@@ -267,7 +267,7 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     steps: int | None = None
     samples: int | None = None
     precision: Literal["", "fp32", "bf16"] = ""
-    engine: Literal["eager", "folded", "compiled"] = "eager"
+    engine: Literal["eager", "folded", "compiled"] = "folded"
     transfer: Literal["none", "each-other"] = "none"
     attack_limit: int | None = None
     corruptions: tuple[str, ...] | None = None

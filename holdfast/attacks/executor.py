@@ -17,7 +17,7 @@ from holdfast.attacks.board import SMALLEST, Board, Ledger, fitting, laid
 from holdfast.attacks.harm import Harm, Rows, check_pixels, judged
 from holdfast.errors import ConfigError, TrustError
 
-__all__ = ["SMALLEST", "Attack", "Found", "Keep", "Seen", "Stage", "State", "Stop", "pursue"]
+__all__ = ["SMALLEST", "Attack", "Found", "Keep", "Seen", "Stage", "State", "Stop", "pursue", "scored"]
 
 State = Mapping[str, Tensor]
 Stop = Literal["lost", "never", "nearest"]
@@ -175,7 +175,7 @@ def pursue(
         )
     held = keep.load(name) if keep is not None else None
     if held is None or not torch.equal(held["key"], rows["key"].cpu()):
-        ledger = Ledger(x, _clean(harm, x, rows, slots), stop, attack.ball)
+        ledger = Ledger(x, scored(harm, x, rows, slots), stop, attack.ball)
         board = Board(attack, harm, rows, stages, ledger, slots)
     else:
         ledger = Ledger.restored(x, held, stop, attack.ball)
@@ -191,8 +191,8 @@ def pursue(
     return Found(ledger.pixels, ledger.score, ledger.trace())
 
 
-def _clean(harm: Harm, x: Tensor, rows: Rows, slots: int) -> Tensor:
-    """Scores of the clean images."""
+def scored(harm: Harm, x: Tensor, rows: Rows, slots: int) -> Tensor:
+    """The scores of images in float32, [n], in passes of at most `slots`; arguments and errors as `pursue`."""
     scores = []
     for first in range(0, len(x), slots):
         at = torch.arange(first, min(first + slots, len(x)), device=x.device)

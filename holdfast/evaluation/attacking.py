@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from holdfast.attacks.balls import ball
 from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import Found, Keep
-from holdfast.attacks.harm import Harm, Rows, See, judged
+from holdfast.attacks.executor import Found, Keep, scored
+from holdfast.attacks.harm import Rows, See
 from holdfast.attacks.methods import AIMED, build, stop_of
 from holdfast.errors import ConfigError, TrustError
 from holdfast.evaluation.plan import Job
@@ -56,7 +56,7 @@ def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *,
         slots = len(chunks[0].before)
         found = cascade(members, counted, task.pushes, before, truth, slots=slots, stop=stop, keep=keep)
         if exact is not None:
-            found = found._replace(score=_scored(counted, found.pixels, truth, slots))
+            found = found._replace(score=scored(counted, found.pixels, truth, slots))
     norm = _checked(attack, found.pixels, before)
     return found._replace(trace={**found.trace, "norm": norm, "score": found.score})
 
@@ -106,17 +106,6 @@ def _truth(task: Task, attack: Attack, part: Chunk, see: See) -> Rows:
         with torch.no_grad():
             rows = {**rows, **task.aims(see(part.clean), rows, seed=attack.seed)}
     return {name: row[: len(part.ids)] for name, row in rows.items()}
-
-
-def _scored(harm: Harm, pixels: Tensor, rows: Rows, slots: int) -> Tensor:
-    """The scores of what was found, in float32, in passes of one size."""
-    parts = []
-    for first in range(0, len(pixels), slots):
-        at = torch.arange(first, min(first + slots, len(pixels)), device=pixels.device)
-        padded = at[torch.arange(slots, device=at.device) % len(at)]
-        part = {name: row[padded] for name, row in rows.items()}
-        parts.append(judged(harm, laid(pixels[padded]), part, exact=True)[: len(at)])
-    return torch.cat(parts)
 
 
 def _checked(attack: Attack, pixels: Tensor, before: Tensor) -> Tensor:

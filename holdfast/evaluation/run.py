@@ -182,7 +182,7 @@ def _block(job: Job, indices: range, run: Run, bar: Bar) -> Outcomes:
     before = bench.forwards, bench.backwards
     # A small set is not padded to more than its own size.
     most = max(SMALLEST, len(bench.source(job.data)))
-    under_way = run.store.folder / "blocks" / job.key / f"{indices.start}-{indices.stop}"
+    under_way = run.store.folder / "blocks" / f"{job.key}-{run.block}" / f"{indices.start}-{indices.stop}"
 
     def work(chunk: int) -> Block:
         keep = Kept(under_way / str(chunk), bench.check)

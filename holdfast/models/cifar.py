@@ -60,9 +60,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c_in, h, w] -> [b, c_out, h / stride, w / stride]."""
-        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return functional.relu(y + self.downsample(x))
+        return functional.relu(y + self.downsample(x), inplace=True)
 
 
 class SmallResNet(nn.Module):
@@ -128,7 +128,7 @@ class SmallResNet(nn.Module):
             intermediates_only: return the list alone.
         """
         wanted = set(range(len(self.stages) + 1) if indices is None else indices)
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         taken = [x] if 0 in wanted else []
         for i, name in enumerate(self.stages, 1):
             if stop_early and i > max(wanted, default=0):
@@ -139,7 +139,7 @@ class SmallResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised pixels [b, 3, h, w] -> the last map [b, c, h', w']."""
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return x

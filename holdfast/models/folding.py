@@ -60,7 +60,10 @@ def folds(trunk: nn.Module, stem: nn.Module | None, run: Callable[[], Tensor]) -
         stem: is left as it is.
         run: a pass over a few images; returns features.
     """
-    versions = tuple(t._version for t in (*trunk.parameters(), *trunk.buffers()))
+    tensors = (*trunk.parameters(), *trunk.buffers())
+    if any(t.is_inference() for t in tensors):
+        return ()  # they count no writes, so that nobody would know whether folds still hold
+    versions = tuple(t._version for t in tensors)
     known = _KNOWN.get(trunk)
     if known is None or known.versions != versions:
         device = next((t.device.type for t in trunk.parameters()), "cpu")

@@ -105,3 +105,11 @@ def test_without_batch_norms_nothing_changes() -> None:
     encoder, x = load("random:vit_tiny_patch16_224", options=("depth=1",)), images()
     with frozen(encoder):
         assert torch.equal(encoder.vector(x, engine="folded"), encoder.vector(x))
+
+
+def test_weights_that_count_no_writes_are_not_folded() -> None:
+    with torch.inference_mode():
+        encoder = moved(load("random:cifar_resnet8"))
+    x = images()
+    with torch.no_grad():
+        assert torch.equal(encoder.vector(x, engine="folded"), encoder.vector(x))
