@@ -89,22 +89,31 @@ def compare(args: argparse.Namespace, on: Ground, able: dict[str, Contender]) ->
         rounds = [round_of(able, here, args.device) for _ in range(args.rounds)]
         seconds = {name: statistics.median(times[name] for times, _ in rounds) for name in able}
         robust = {name: round(100 * float(kept.float().mean()), 2) for name, kept in rounds[0][1].items()}
-        whole, limit = seconds["holdfast, whole budget"], seconds["limit"]
         found.append(
             {
                 "norm": norm,
                 "eps": f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}",
                 "robust accuracy": {name: share for name, share in robust.items() if name != "limit"},
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "limit / holdfast without dropping": round(limit / whole, 3),
-                "without dropping / with": round(whole / seconds["holdfast"], 2),
-                "peer / holdfast without dropping": {
-                    name: round(seconds[name] / whole, 2) for name in ("foolbox", "torchattacks", "art") if name in able
-                },
+                **ratios(seconds),
             }
         )
         print(json.dumps(found[-1]), flush=True)
     return found
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, object]:
+    """What is promised, where the contenders that it needs have run."""
+    whole = seconds.get("holdfast, whole budget")
+    if whole is None:
+        return {}
+    found: dict[str, object] = {}
+    if "limit" in seconds:
+        found["limit / holdfast without dropping"] = round(seconds["limit"] / whole, 3)
+    if "holdfast" in seconds:
+        found["without dropping / with"] = round(whole / seconds["holdfast"], 2)
+    peers = {name: round(seconds[name] / whole, 2) for name in ("foolbox", "torchattacks", "art") if name in seconds}
+    return {**found, "peer / holdfast without dropping": peers}
 
 
 def peak(args: argparse.Namespace, name: str, on: Ground) -> float:
