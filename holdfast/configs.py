@@ -99,8 +99,20 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
         options: see `Model`.
         mean: see `Model`.
         std: see `Model`.
-        task: classification.
-        level: features that the head reads.
+        task: classification, segmentation or depth.
+        level: features that a linear head of classification reads.
+        kind: of a dense head: linear, upernet, dpt (segmentation); bins, dpt (depth); empty = linear, bins.
+        levels: of the encoder that a dense head reads, from shallow to deep; empty = the last four blocks, or all stages
+            but the first.
+        width: channels of a decoder.
+        cls: the class token stands beside every patch token: yes, no; auto = yes for depth where there is one.
+        window: side of a sliding window in pixels; 0 = the whole image.
+        stride: of windows; 0 = two thirds of one.
+        augment: none; flip = left and right; crop = also crops of `crop_size`, from images enlarged by up to 2.
+        crop_size: height and width of a crop in pixels; 0 = that of the shorter side.
+        schedule: of the learning rate after a warm-up of 5 %: poly (power 0.9), or cosine.
+        iterations: optimiser steps of a dense head; 0 = `epochs` passes.
+        val_share: of the training images by which a dense head is chosen, where there is no val split.
         out: folder for `head.safetensors` and `probe.json`; empty = `probe` beside a run's checkpoint.
         epochs: full passes of the optimiser over the cached features.
         lr: peak learning rate of the head.
@@ -115,8 +127,19 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "segmentation", "depth"] = "classification"
     level: str = "pooled"
+    kind: Literal["", "linear", "upernet", "dpt", "bins"] = ""
+    levels: tuple[str, ...] = ()
+    width: int = 64
+    cls: Literal["auto", "yes", "no"] = "auto"
+    window: int = 0
+    stride: int = 0
+    augment: Literal["none", "flip", "crop"] = "flip"
+    crop_size: int = 0
+    schedule: Literal["poly", "cosine"] = "poly"
+    iterations: int = 0
+    val_share: float = 0.1
     out: str = ""
     epochs: int = 100
     lr: float = 1e-2

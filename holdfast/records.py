@@ -124,6 +124,32 @@ class Judge(Record, frozen=True, kw_only=True):
     digest_of_head: str = ""
 
 
+class DenseSpec(Record, frozen=True, kw_only=True):
+    """A head that answers for every pixel, as its file describes it.
+
+    Attributes:
+        task: what it answers.
+        kind: linear, upernet or dpt (segmentation); bins or dpt (depth).
+        levels: of the encoder that it reads, from shallow to deep.
+        channels: of each of them.
+        outputs: classes, or bins of depth.
+        cls: whether the class token stands beside every patch token (DINOv2's depth head).
+        width: channels of a decoder.
+        near: smallest depth in metres.
+        far: largest.
+    """
+
+    task: Literal["segmentation", "depth"]
+    kind: str
+    levels: tuple[str, ...]
+    channels: tuple[int, ...]
+    outputs: int
+    cls: bool = False
+    width: int = 64
+    near: float = 0.001
+    far: float = 10.0
+
+
 class Surrogate(Record, frozen=True, kw_only=True):
     """Another encoder that an attack is made on, with the head that it differentiates through there."""
 

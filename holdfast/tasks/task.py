@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,13 @@ from holdfast.models.precision import Engine, Precision
 
 PIXELS = "pixels"
 """The level of a task that reads the images themselves."""
+DENSE = "dense"
+"""The level of a task that answers for every pixel: its own `passes` say how images are seen."""
 TOKENS = "-tokens"
 """Ends the name of a level that is read whole: `block11-tokens` is every patch token, where `block11` is their mean."""
+
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class Measure(NamedTuple):
@@ -25,15 +32,19 @@ class Measure(NamedTuple):
 
     Attributes:
         name: of the metric.
-        outcome: per-image outcome that it is the mean of.
+        outcome: per-image outcome that it is the mean of, or a function of that mean.
         higher_is_better: for the owner of the encoder.
         unit: fraction (of a yes-or-no outcome), nats, distance...
+        of: from the mean of the outcome over images, float64 [..., *shape], to the metric [...], the leading dimensions
+            being resamples of the images (mIoU of mean counts, a root of mean squares); NaN = there is none, and
+            nothing else is NaN. None = the mean itself.
     """
 
     name: str
     outcome: str
     higher_is_better: bool
     unit: str = "fraction"
+    of: Callable[[Floats], Floats] | None = None
 
 
 class Member(NamedTuple):
