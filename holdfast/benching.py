@@ -165,7 +165,7 @@ def _without_clean(config: BenchConfig, say: Say) -> BenchConfig:
             f"{config.data} is a set of corrupted images itself, and {config.corrupted} was named beside it.",
             next="Name the clean images: --data CLEAN --corrupted FOLDER; or leave --corrupted out.",
         )
-    if "classification" not in config.tasks or config.saliency:
+    if (config.tasks and "classification" not in config.tasks) or config.saliency:
         raise ConfigError(
             f"{config.data} holds corrupted images alone, of which only accuracy can be measured.",
             next="Drift and saliency need the clean images as well: --data CLEAN --corrupted FOLDER.",

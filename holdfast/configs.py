@@ -102,13 +102,13 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
         task: classification, segmentation or depth.
         level: features that a linear head of classification reads.
         kind: of a dense head: linear, upernet, dpt (segmentation); bins, dpt (depth); empty = linear, bins.
-        levels: of the encoder that a dense head reads, from shallow to deep; empty = the last four blocks, or all stages
-            but the first.
+        levels: of the encoder that a dense head reads, from shallow to deep; empty = the last four blocks, or all
+            stages but the first.
         width: channels of a decoder.
         cls: the class token stands beside every patch token: yes, no; auto = yes for depth where there is one.
         window: side of a sliding window in pixels; 0 = the whole image.
         stride: of windows; 0 = two thirds of one.
-        augment: none; flip = left and right; crop = also crops of `crop_size`, from images enlarged by up to 2.
+        augment: none; flip = left and right; crop = also crops of `crop_size`, of images enlarged by up to 2.
         crop_size: height and width of a crop in pixels; 0 = that of the shorter side.
         schedule: of the learning rate after a warm-up of 5 %: poly (power 0.9), or cosine.
         iterations: optimiser steps of a dense head; 0 = `epochs` passes.
@@ -164,7 +164,7 @@ class AttackConfig(OnImages, frozen=True, kw_only=True):
         through: embedding (no labels needed), or classification (the checkpoint's own head).
         push: harm that is raised; empty = the task's first.
         norm: of the ball.
-        eps: radius in pixel units; 0 = the nearest adversarial image (fab).
+        eps: radius in pixel units; 0 = the nearest adversarial image (fab); left out = 4/255, in a Linf ball alone.
         alpha: step; 0 = the method's own.
         steps: gradient steps, or queries; 0 = the method's own.
         restarts: independent starts.
@@ -188,7 +188,7 @@ class AttackConfig(OnImages, frozen=True, kw_only=True):
     through: Literal["embedding", "classification"] = "embedding"
     push: str = ""
     norm: Norm = "linf"
-    eps: float = 4 / 255
+    eps: float | None = None
     alpha: float = 0.0
     steps: int = 0
     restarts: int = 1
@@ -226,9 +226,15 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         mean: for all of `encoders`.
         std: for all of `encoders`.
         heads: a linear head's file for each of `encoders`, in their order; empty = the checkpoints' own, or fitted.
+        segmentation_heads: a probe's folder, or a head's file, for each of `encoders`, in their order.
+        depth_heads: the same for depth.
+        window: side in pixels of the windows that dense heads slide over an image; 0 = the whole image.
+        stride: of the windows; 0 = two thirds of one.
+        depth_crop: of the pixels that depth is measured on: none, or eigen.
         out: folder of the records; the same command continues it.
         suite: quick, standard, full, corruptions: what None below stands for.
-        tasks: judges of every condition.
+        tasks: judges of every condition; empty = embedding, classification where the images have labels, and
+            segmentation and depth where heads are given.
         saliency: so many of the images are also looked at with Grad-CAM, SSIM and PSNR, clean and under every
             corruption; 0 = none.
         saliency_target: what Grad-CAM explains: the class predicted on the clean image, the true class, or, without a
@@ -245,8 +251,9 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         steps: gradient steps, or queries, of every attack but fgsm and autoattack; None = as in the attack records.
         samples: passes averaged in every look of every attack, for randomised encoders; None = as in the records.
         precision: of the encoder under attack; verdicts are float32; empty = as in the records.
-        engine: of the passes under attack: folded = batch norms in the convolutions; eager = layer by layer; compiled by
-            torch, which takes minutes at first. Verdicts are always eager; last digits differ, and the record says which.
+        engine: of the passes under attack: folded = batch norms in the convolutions; eager = layer by layer; compiled
+            by torch, which takes minutes at first. Verdicts are always eager; last digits differ, and the record says
+            which.
         transfer: each-other = images attacked through one encoder are also shown to every other one.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
@@ -273,9 +280,14 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     heads: tuple[str, ...] = ()
+    segmentation_heads: tuple[str, ...] = ()
+    depth_heads: tuple[str, ...] = ()
+    window: int = 0
+    stride: int = 0
+    depth_crop: Literal["none", "eigen"] = "none"
     out: str = ""
     suite: str = "quick"
-    tasks: tuple[Literal["classification", "embedding"], ...] = ("classification", "embedding")
+    tasks: tuple[Literal["classification", "embedding", "segmentation", "depth"], ...] = ()
     saliency: int = 0
     saliency_target: Literal["auto", "predicted", "true", "similarity"] = "auto"
     gallery_classes: tuple[str, ...] = ()

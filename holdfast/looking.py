@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,8 @@ from holdfast.reporting.gallery import class_name
 from holdfast.reporting.look import Look, write
 
 SHOWN = 8
+LOOKED = ("split", "classes")
+"""Fields that choose among the images of `data`."""
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
@@ -119,13 +122,11 @@ def look(config: AttackConfig, say: Say) -> Path:
     aim = few.aimed(encoder, pixels, labels, config, ids=shown.ids, classes=shown.classes)
     found = few.pursued(aim)
     arrays = _arrays(aim, shown, found)
-    about = _about(config, aim, arrays)
+    about = _about(config, aim, arrays, shown)
     say(f"attack  {about}")
     _write(out, arrays, shown)
-    data = "imgs/" if config.images else config.data
-    asked = f"holdfast bench {config.encoder} --data {data} --out runs/bench"
-    looks = _looks(aim, arrays, found)
-    return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=asked)
+    looks = _looks(aim, arrays, found, shown)
+    return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=_next(config))
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
@@ -188,7 +189,26 @@ def _write(out: Path, arrays: Arrays, shown: Shown) -> None:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays) -> str:
+def _next(config: AttackConfig) -> str:
+    """The command that measures the same encoder on images that are read alike."""
+    words = ["holdfast", "bench", config.encoder, "--data", "imgs/" if config.images else config.data]
+    for name in (
+        "arch",
+        "options",
+        "mean",
+        "std",
+        "size",
+        "resize",
+        "interpolation",
+        *(() if config.images else LOOKED),
+    ):
+        value = getattr(config, name)
+        if value:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join([*words, "--out", "runs/bench"])
+
+
+def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays, shown: Shown) -> str:
     record, count = aim.record, len(arrays["id"])
     reach = f"{record.norm} radius {radius(record.eps, record.norm)}" if record.eps else f"nearest in {record.norm}"
     push = f" on {record.push}" if record.push else ""
@@ -196,25 +216,26 @@ def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays) -> str:
     goal = f" towards {config.target or drawn}" if record.aim == "towards" else ""
     made = f", made on {aim.made_on[0].name}" if aim.made_on[0] is not aim.encoder else ""
     said = f"{record.method}-{record.steps}{push} through the {record.through} of {aim.encoder.name}{goal}{made}"
-    said = f"{count} images, {said}, {reach}."
+    said = f"{count} image{'' if count == 1 else 's'}, {said}, {reach}."
     if record.through == "embedding" and record.aim == "away":
         return said
-    name = "misclassified" if record.aim == "away" else "taken for what they were aimed at"
+    changed = "changed" if shown.labels is None else "misclassified"
+    aimed = "taken for what it was aimed at" if count == 1 else "taken for what they were aimed at"
     lost, kept = (int((arrays[key].astype(np.float64) > 0).sum()) for key in ("score", "rounded_score"))
-    return f"{said} {lost} of {count} are {name}, {kept} also when rounded to 8 bits."
+    are = f"{'is' if count == 1 else 'are'} {changed if record.aim == 'away' else aimed}"
+    return f"{said} {lost} of {count} {are}, {kept} also when rounded to 8 bits."
 
 
-def _looks(aim: few.Aim, arrays: Arrays, found: Found) -> list[Look]:
+def _looks(aim: few.Aim, arrays: Arrays, found: Found, shown: Shown) -> list[Look]:
     delta = arrays["adversarial"].astype(np.float64) - aim.pixels.permute(0, 2, 3, 1).double().cpu().numpy()
+    texts = [_said(arrays, found, at, shown) for at in range(len(delta))]
     return [
-        Look(
-            str(name), arrays["clean"][at], _rounded(arrays)[at], delta[at].astype(np.float32), _said(arrays, found, at)
-        )
+        Look(str(name), arrays["clean"][at], _rounded(arrays)[at], delta[at].astype(np.float32), texts[at])
         for at, name in enumerate(arrays["id"].tolist())
     ]
 
 
-def _said(arrays: Arrays, found: Found, at: int) -> str:
+def _said(arrays: Arrays, found: Found, at: int, shown: Shown) -> str:
     """What became of one image, in words."""
     score, rounded = float(arrays["score"][at]), float(arrays["rounded_score"][at])
     length = f"moved by {float(arrays['attack_norm'][at]):.3g}"
@@ -227,8 +248,9 @@ def _said(arrays: Arrays, found: Found, at: int) -> str:
     label, before, now = (
         class_name(int(arrays[key][at]), names) for key in ("label", "clean_prediction", "prediction")
     )
-    sure = f"{float(arrays['confidence'][at]):.0%}"
-    verdict = f"label {label}: predicted {before}, attacked {now} ({sure}); {length}"
+    # Without a label there is nothing to be right or wrong about: the clean prediction is what may change.
+    clean = f"clean prediction {before}" if shown.labels is None else f"label {label}: predicted {before}"
+    verdict = f"{clean}, attacked {now} ({float(arrays['confidence'][at]):.0%}); {length}"
     if score <= 0:
         return f"{verdict}; survives"
     return f"{verdict}; {'still so' if rounded > 0 else 'no longer so'} when rounded to 8 bits"

@@ -52,6 +52,13 @@ class Bar:
         else:
             say(text)
 
+    def alive(self, note: str) -> None:
+        """Say once in a while, where there is no terminal, that the work goes on though nothing can be counted yet."""
+        now = time.monotonic()
+        if self._bar is None and now - self._said >= self.every_s:
+            self._said = now
+            say(f"{self.title}: {note}, at work for {spoken(now - self._began)}")
+
     def skip(self, by: float) -> None:
         """Count what was done before; it says nothing about the time that is left."""
         self._skipped += by

@@ -108,20 +108,27 @@ class Judge(Record, frozen=True, kw_only=True):
     """A task with its head.
 
     Attributes:
-        task: embedding, classification, or saliency (where the encoder looks, and how far the pixels have changed).
+        task: embedding, classification, segmentation, depth, or saliency (where the encoder looks, and how far the
+            pixels have changed).
         head: own (the checkpoint's), given (a file), linear (fitted on `fit`), bank (clean embeddings of `fit`), none.
         target: of saliency: predicted, true, similarity; empty for other tasks.
         level: of the features that the head reads: pooled, patch, stage3, block11, cls4...
         fit: images that the head was fitted on; None for an own head.
         digest_of_head: SHA-256 of a head that was given; empty where encoder, `fit` and level determine it.
+        window: side in pixels of the windows that a dense head slides over an image; 0 = the whole image.
+        stride: of the windows; 0 = two thirds of one.
+        crop: of the pixels that depth is measured on: none, or eigen (Eigen et al. 2014).
     """
 
-    task: Literal["embedding", "classification", "saliency"]
+    task: Literal["embedding", "classification", "segmentation", "depth", "saliency"]
     head: Literal["own", "given", "linear", "bank", "none"]
     target: Literal["", "predicted", "true", "similarity"] = ""
     level: str = "pooled"
     fit: Data | None = None
     digest_of_head: str = ""
+    window: int = 0
+    stride: int = 0
+    crop: Literal["none", "eigen"] = "none"
 
 
 class DenseSpec(Record, frozen=True, kw_only=True):
@@ -161,10 +168,11 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
     """An attack stage.
 
     Attributes:
-        method: `holdfast ls attacks` lists them: pgd, fgsm, mpgd, apgd, fab, square, noise, autoattack.
-        through: task whose head the attack differentiates through: embedding or classification.
-        push: the harm that is raised: mse, l2, cosine... (embedding); ce, margin, dlr... (classification). Methods that
-            bring their own harms (fab, square, autoattack) ignore it, and it is then empty.
+        method: `holdfast ls attacks` lists them: pgd, fgsm, mpgd, apgd, sea, fab, square, noise, autoattack.
+        through: task whose head the attack differentiates through: embedding, classification, segmentation or depth.
+        push: the harm that is raised: mse, l2, cosine... (embedding); ce, margin, dlr... (classification); ce, segpgd,
+            js... (segmentation); silog_gradient, l1_log... (depth). Methods that bring their own harms (fab, square,
+            autoattack) ignore it, and it is then empty.
         norm: of the ball.
         eps: radius in pixel units of [0, 1]; 0 = none: the nearest adversarial image is looked for (fab).
         alpha: step size in pixel units; 0 = the method's own (pgd: 2.5 * eps / steps, at least eps / 4).
@@ -182,7 +190,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
     """
 
     method: str = "pgd"
-    through: Literal["embedding", "classification"] = "classification"
+    through: Literal["embedding", "classification", "segmentation", "depth"] = "classification"
     push: str = "ce"
     norm: Norm = "linf"
     eps: float = 8 / 255

@@ -9,12 +9,14 @@ import msgspec
 import torch
 from torch import nn
 
+from holdfast.attacks.methods import DENSE
 from holdfast.configs import BenchConfig
 from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
 from holdfast.data.sources import images_for, open_source, parse, splits
 from holdfast.data.stages import Sides, check_alike, check_cut, check_images, folder
 from holdfast.errors import ConfigError, DataError
+from holdfast.evaluation.dense_judges import DenseHeads
 from holdfast.evaluation.plan import ENCODERS_PER_JOB, Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
@@ -50,6 +52,7 @@ class Stock:
         self._features: dict[str, Extracted] = {}
         self._partners: dict[str, Source] = {}
         self._heads: dict[str, nn.Linear] = {}
+        self._dense = DenseHeads(config, device)
         self._maps: dict[tuple[str, str, int], Saliency] = {}
         self._digests: dict[str, Data] = {}
         self._folder = folder(config.corrupted, config.corruptions, config.severities) if config.corrupted else None
@@ -103,6 +106,8 @@ class Stock:
         return self._judge(judge, model, cell.data)
 
     def _judge(self, judge: Judge, model: Model, data: Data) -> Task:
+        if judge.task in DENSE:
+            return self._dense.task(judge, self.source(data))
         within = self.source(data).within if judge.task == "classification" else ()
         key = msgspec.json.encode((judge, model.digest_of_weights, within), order="deterministic").decode()
         if key not in self._tasks:
@@ -164,6 +169,7 @@ class Stock:
                 )
                 models.append(self._loaded(bare))
         models += [self._loaded(model) for model in config.models]
+        self._dense.check(len(models))
         if not models:
             raise ConfigError("No encoder was named.", next="holdfast bench ENCODER... --data imgs/ --out runs/b")
         return _distinct(models)
@@ -198,13 +204,14 @@ class Stock:
                 asked=f"Accuracy of {model.spec}, which has no head of its own, was asked for.",
                 next="Name one with --fit-split, or measure without labels: --tasks embedding.",
             )
+        dense = self._dense.judges(model, encoder, self.source(shown))
         looked_at = self._part(encoder.geometry, shown, config.saliency) if config.saliency else None
         conditions: tuple[tuple[Data, Corruption], ...] = ()
         if self._folder is not None:
             check_cut(self._folder, Sides(shown.resize, shown.size, shown.interpolation))
             check_images(self._folder, self.source(shown))
             conditions = tuple((shown, stage) for stage in self._folder.stages)
-        return Subject(model, shown, attacked, fit, own, given, looked_at, conditions)
+        return Subject(model, shown, attacked, fit, own, given, looked_at, conditions, dense=dense)
 
     def _corrupted_alone(self, model: Model) -> Subject:
         """A subject of an official set without its clean images: accuracy through the checkpoint's own head."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from holdfast.configs import VerifyConfig
 from holdfast.devices import device_of
-from holdfast.errors import ConfigError, TrustError
+from holdfast.errors import ConfigError, DataError, TrustError
 from holdfast.evaluation.store import read
 from holdfast.evaluation.verifier import HeadOf, Verdict, verified
 from holdfast.models.encoder import Encoder
@@ -25,36 +25,60 @@ SHOWN = 8
 def verify(config: VerifyConfig, say: Say) -> list[str]:
     """Judge the adversarial images of some folders anew, from disk, in float32, apart from the attack.
 
+    Of images that were not kept, records and outcomes are held against each other.
+
     Args:
         config: folders of `bench` or of `attack`, and the device.
         say: prints a line.
 
     Returns:
-        A table: a line per cell, then the sum.
+        A table: a line per cell with images, then what was found.
 
     Raises:
         ConfigError: no folder was named.
-        DataError: a folder holds no adversarial images.
-        TrustError: an image disagrees with its record, or could not be judged; the table has been printed.
+        DataError: the one folder that was named holds no adversarial images, or nothing that can be read.
+        TrustError: something disagrees with its record, or could not be judged; the table has been printed.
     """
     if not config.runs:
         raise ConfigError("No folder was named.", next="holdfast verify runs/bench")
     device = device_of(config.device)
-    verdicts = [v for run in config.runs for v in verified(run, heads_of(Path(run), device), device=device)]
+    verdicts: list[Verdict] = []
+    for run in config.runs:
+        try:
+            verdicts += verified(run, heads_of(Path(run), device), device=device)
+        except DataError as error:
+            if len(config.runs) == 1:
+                raise
+            verdicts.append(Verdict(Path(run), "", 0, why=str(error)))
     lines = table(verdicts)
-    if not any(verdict.problems for verdict in verdicts):
+    refusal = _refusal(verdicts)
+    if refusal is None:
         return lines
     for line in lines:
         say(line)
-    disagree, unjudged = _wrong(verdicts)
-    if not disagree:
-        raise TrustError(
-            f"The adversarial images of {unjudged} of {len(verdicts)} cells could not be judged; the others agree.",
-            next="The lines above say why: put back what has changed, or measure again.",
+    raise refusal
+
+
+def _refusal(verdicts: list[Verdict]) -> TrustError | None:
+    """What is raised about these verdicts; None = everything agrees."""
+    wrong, unjudged = [v for v in verdicts if v.wrong], [v for v in verdicts if v.why]
+    if wrong:
+        are = "does not agree with its record" if len(verdicts) == 1 else "do not agree with their records"
+        return TrustError(
+            f"{len(wrong)} of {_count(len(verdicts), 'cell')} {are}.",
+            next="Put back what has changed: images, weights, numbers. If nothing has, believe no number of them.",
         )
-    raise TrustError(
-        f"The adversarial images of {disagree} of {len(verdicts)} cells do not agree with their records.",
-        next="Put back what has changed, images or weights. If nothing has, believe no number of these cells.",
+    if not unjudged:
+        return None
+    asked = f"The adversarial images of {len(unjudged)} of {_count(len(_looked(verdicts)), 'cell')} could not be judged"
+    if all(verdict.handed for verdict in unjudged):
+        return TrustError(
+            f"{asked}: the encoder was handed over in Python and lies on no disk. Nothing disagrees.",
+            next="To have them judged, bench an encoder from a file, or one named as package.module:factory.",
+        )
+    return TrustError(
+        f"{asked}; nothing else disagrees.",
+        next="The lines above say why: put back what has changed or is missing, or run the same bench again.",
     )
 
 
@@ -83,30 +107,56 @@ def heads_of(folder: Path, device: torch.device) -> HeadOf:
 
 
 def table(verdicts: list[Verdict]) -> list[str]:
-    """A line per cell with what was found, its disagreements below it, and the sum."""
+    """A line per cell with images, what disagrees below it and below other cells that disagree, and the sums."""
+    shown = [verdict for verdict in verdicts if verdict.images or verdict.why or verdict.wrong]
     head = ("images", "lost", "in 8 bits", "outside", "off by", "cell")
-    rows = [head, *(_row(verdict) for verdict in verdicts)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(head) - 1)]
+    rows = [head, *(_row(verdict) for verdict in shown)] if shown else []
+    widths = [max(len(row[at]) for row in rows) for at in range(len(head) - 1)] if rows else []
     lines: list[str] = []
-    for row, problems in zip(rows, [(), *(v.problems for v in verdicts)]):
+    for row, said in zip(rows, [[], *map(_said, shown)]):
         lines.append("  ".join([*(part.rjust(width) for part, width in zip(row, widths)), row[-1]]))
-        lines += [f"    {problem}" for problem in problems[:SHOWN]]
-        lines += [f"    and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
-    disagree, unjudged = _wrong(verdicts)
-    said = "everything agrees" if not disagree and not unjudged else f"{disagree} cells disagree"
-    said += f", {unjudged} could not be judged" if unjudged else ""
-    images = sum(v.images for v in verdicts if v.judged)
-    return [*lines, f"{images} adversarial images of {len(verdicts)} cells judged anew in float32: {said}"]
+        lines += [f"    {text}" for text in said[:SHOWN]]
+        lines += [f"    and {len(said) - SHOWN} more"] * (len(said) > SHOWN)
+    return [*lines, *_sums(verdicts)]
 
 
-def _wrong(verdicts: list[Verdict]) -> tuple[int, int]:
-    """How many cells disagree, and how many could not be judged."""
-    return sum(v.judged and bool(v.problems) for v in verdicts), sum(not v.judged for v in verdicts)
+def _said(verdict: Verdict) -> list[str]:
+    return [*([f"not judged: {verdict.why}"] if verdict.why else []), *verdict.wrong]
+
+
+def _sums(verdicts: list[Verdict]) -> list[str]:
+    """What was judged anew; and what was only compared, for which nothing more is claimed."""
+    lines, looked = [], _looked(verdicts)
+    if looked:
+        disagree, unjudged = sum(bool(v.problems) for v in looked), sum(bool(v.why) for v in looked)
+        images, all_of_them = sum(v.images for v in looked), sum(v.of for v in looked)
+        said = f"disagreement in {_count(disagree, 'cell')}" if disagree else "everything about them agrees"
+        said += f", {_count(unjudged, 'cell')} could not be judged" if unjudged else ""
+        cells = _count(len(looked), "cell")
+        lines.append(f"{images} of {all_of_them} adversarial images of {cells} judged anew in float32: {said}")
+    compared = [verdict for verdict in verdicts if verdict.compared]
+    if compared:
+        wrong = sum(bool(verdict.contradictions) for verdict in compared)
+        said = f"contradictions in {_count(wrong, 'cell')}" if wrong else "no contradiction"
+        none = "" if looked else "no adversarial images; "
+        cells = _count(len(compared), "cell")
+        lines.append(f"{none}all numbers of {cells} compared with each other, not measured again: {said}")
+    return lines
+
+
+def _looked(verdicts: list[Verdict]) -> list[Verdict]:
+    """Those of cells whose images were judged anew, or should have been."""
+    return [verdict for verdict in verdicts if verdict.images or verdict.why]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
     none = "\N{EN DASH}"
     lost, rounded = (none if n is None else str(n) for n in (verdict.lost, verdict.lost_rounded))
     outside = none if verdict.excess is None else f"{max(verdict.excess, 0.0):.1e}" if verdict.excess > 0 else "0"
-    about = f"{verdict.file.stem}  {verdict.about}"
-    return str(verdict.images), lost, rounded, outside, f"{verdict.off:.1e}", about
+    off = f"{verdict.off:.1e}" if verdict.images else none
+    images = f"{verdict.images} of {verdict.of}" if verdict.of else none
+    return images, lost, rounded, outside, off, f"{verdict.file.stem}  {verdict.about}"

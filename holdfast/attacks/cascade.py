@@ -115,6 +115,9 @@ def _joined(
     else:
         worse = moved & (new.score > old.score)
     trace = {name: torch.where(worse, new.trace[name], part) for name, part in old.trace.items() if name != "member"}
+    if getattr(attack, "begin", "") == "given":
+        # It began where the ones before ended: its start is no random one, and what it found late is late.
+        trace |= {name: old.trace[name] for name in ("start_score", "early_score")}
     looks = old.trace["looks"] + new.trace["looks"]
     for name in ("zero_gradients", "broken_gradients"):
         both = old.trace[name] * old.trace["looks"] + new.trace[name] * new.trace["looks"]

@@ -22,6 +22,7 @@ from holdfast.errors import ConfigError, nearest
 MADRY_STEP = 2.5
 # Measured on a plain CIFAR-10 ResNet at 1/255, 20 steps: a quarter fools more images than an eighth, and sooner.
 SHORTEST_STEP = 0.25
+FAST_STEP = 1.25
 FINISH = 10
 LAST_SEARCH = 5
 """Forward passes that FAB ends with."""
@@ -49,7 +50,7 @@ class Method(NamedTuple):
     steps: int
     pushes: tuple[str, ...] = ()
     norms: tuple[str, ...] = ("linf", "l2", "l1")
-    through: tuple[str, ...] = ("classification", "embedding")
+    through: tuple[str, ...] = ("classification", "embedding", "segmentation", "depth")
     nearest: bool = False
     gradient: bool = True
     fixed: bool = False
@@ -70,6 +71,9 @@ def _pgd(record: records.Attack, classes: int) -> tuple[Member, ...]:
 
 def _fgsm(record: records.Attack, classes: int) -> tuple[Member, ...]:
     relative = (record.alpha or record.eps) / record.eps
+    if record.start == "random":
+        # From a random start a step of the radius alone reaches no far wall (Wong et al. 2020, arXiv 2001.03994).
+        relative = max(relative, FAST_STEP) if not record.alpha else relative
     return _one(record, classes, PGD(ball(record.norm), record.steps, relative, begin=record.start, seed=record.seed))
 
 
@@ -88,8 +92,17 @@ def _fab(record: records.Attack, classes: int) -> tuple[Member, ...]:
     return (Member("fab", attack, "margin_target", stages(record, _known(record, classes))),)
 
 
+def _sea(record: records.Attack, classes: int) -> tuple[Member, ...]:
+    wide = tuple(
+        Stage(restart=i, radius=radius, share=share, carry=at > 0)
+        for i in range(record.restarts)
+        for at, (radius, share) in enumerate(SEA_RADII)
+    )
+    return (Member("sea", auto_pgd(record), record.push, wide),)
+
+
 def _square(record: records.Attack, classes: int) -> tuple[Member, ...]:
-    push = "margin" if record.through == "classification" else "mse"
+    push = SCORED[record.through]  # a harm of the task; Square raises the score itself
     attack = Square(ball(record.norm), record.steps, seed=record.seed)
     return (Member("square", attack, push, stages(record, classes)),)
 
@@ -103,11 +116,28 @@ def _autoattack(record: records.Attack, classes: int) -> tuple[Member, ...]:
 
 
 HEADS = ("classification",)
+DENSE = ("segmentation", "depth")
+SCORED = {"classification": "margin", "embedding": "mse", "segmentation": "ce", "depth": "l2"}
+# From wide to the ball itself, each pass from the projection of what the one before found (arXiv 2306.12941).
+SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 METHODS: dict[str, Method] = {
     "pgd": Method("projected gradient descent (Madry et al. 2018), the worst iterate kept", _pgd, 20),
-    "fgsm": Method("one step of PGD, as long as the radius (Goodfellow et al. 2015)", _fgsm, 1, fixed=True),
+    "fgsm": Method(
+        "one step from the clean image, as long as the radius (Goodfellow et al. 2015); of an embedding, from a random "
+        "one, 1.25 times as long",
+        _fgsm,
+        1,
+        fixed=True,
+    ),
     "mpgd": Method("PGD with momentum (MI-FGSM, Dong et al. 2018), which transfers better", _momentum, 20),
     "apgd": Method("PGD that sets its own step (Auto-PGD, Croce and Hein 2020; L1: 2021)", _apgd, 100),
+    "sea": Method(
+        "a member of the segmentation ensemble: APGD from twice the radius inwards (Croce et al. 2024)",
+        _sea,
+        300,
+        norms=("linf", "l2"),
+        through=DENSE,
+    ),
     "fab": Method(
         "the nearest adversarial image, by hyperplanes (Croce and Hein 2020); --eps 0 = its distance",
         _fab,
@@ -148,6 +178,8 @@ def settled(record: records.Attack) -> records.Attack:
     record = msgspec.structs.replace(
         record, steps=record.steps or chosen.steps, push="" if chosen.pushes else record.push
     )
+    if record.method == "fgsm" and record.start == "random" and record.through != "embedding":
+        record = msgspec.structs.replace(record, start="zero")  # as published; an embedding has no gradient there
     if record.norm not in chosen.norms:
         raise ConfigError(f"{record.method} knows no {record.norm} ball.", next=f"It knows {', '.join(chosen.norms)}.")
     if record.through not in chosen.through:
@@ -160,6 +192,12 @@ def settled(record: records.Attack) -> records.Attack:
             f"an attack with alpha {record.alpha:g}, {record.steps} steps, {record.restarts} restarts, "
             f"{record.targets} targets, {record.samples} samples.",
             next="alpha and targets must be 0 or more, the others at least 1.",
+        )
+    if record.push.endswith("_target") and not record.targets and record.aim == "away" and not chosen.pushes:
+        raise ConfigError(
+            f"{record.push} raises one class, and none is aimed at.",
+            next="Aim at the likeliest nine, targets 9 (--targets 9), or name one (--target); or take "
+            f"{record.push.removesuffix('_target')}.",
         )
     if record.aim == "towards" and record.through == "classification" and chosen.pushes:
         raise ConfigError(
@@ -199,9 +237,10 @@ def build(record: records.Attack, *, classes: int = 0) -> tuple[Member, ...]:
     """
     record = settled(record)
     members = method(record.method).members(record, classes)
-    if record.precision == "fp32" or record.eps == 0:
+    if record.precision == "fp32" or record.eps == 0 or not method(record.method).gradient:
         return members
-    # Survivors of the coarser precision are attacked once more in float32, from where it left them.
+    # Survivors of the coarser precision are attacked once more in float32, from where it left them. Noise and Square
+    # follow no gradient, and stay what they are.
     last = PGD(ball(record.norm), FINISH, 1 / FINISH, begin="given", seed=record.seed)
     return (*members, Member("float32", last, members[0].push.removesuffix("_target"), exact=True))
 

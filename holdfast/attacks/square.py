@@ -99,12 +99,15 @@ class Square:
         steps: proposals; together with the start, `steps` + 1 looks.
         seed: of everything drawn, which is keyed by image, restart and step.
         p: share of the image that a window covers at first.
+        schedule: proposals over which windows shrink as published; 0 = `steps`, whatever they are. AutoAttack keeps to
+            10,000 and so, of 5,000 queries, sees the first half of it.
     """
 
     ball: Ball
     steps: int = 5000
     seed: int = 0
     p: float = 0.8
+    schedule: int = 0
 
     def start(self, harm: Harm, x: Tensor, rows: Rows, stage: Stage) -> State:
         """State at the start: `pixels` to be looked at next, `best` with its score `most`, and what draws depend on."""
@@ -132,7 +135,7 @@ class Square:
         no = torch.zeros_like(better)
         return {
             **state,
-            "pixels": search.move(x, best, state["eps"], words, halvings(count, self.steps), side),
+            "pixels": search.move(x, best, state["eps"], words, halvings(count, self.schedule or self.steps), side),
             "best": best,
             "most": torch.where(better, score.to(state["most"]), state["most"]),
             "count": count + 1,

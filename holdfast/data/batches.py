@@ -26,13 +26,17 @@ from holdfast.records import Data
 Rows = Mapping[str, Tensor]
 Pixels8 = npt.NDArray[np.uint8]
 
+# A pixel of a mask that belongs to no class: it is neither right nor wrong, and counted as ignored alone.
+IGNORE = 255
+
 
 class Image(NamedTuple):
     """One image with its truth.
 
     Attributes:
         pixels: uint8 [h, w, 3], after resize and crop; the caller may write into it.
-        truth: "label" (int), "mask" (integers [h, w]), "depth" (float [h, w]), whatever the source has.
+        truth: "label" (int); "mask" (integers [h, w]: a class, or `IGNORE`); "depth" (float32 [h, w] in metres, 0 = not
+            measured); whatever the source has. Masks and depth were resized and cropped as the pixels were.
     """
 
     pixels: Pixels8
@@ -44,8 +48,8 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: float32 [b, 3, h, w] in [0, 1].
-        rows: "key" int64 [b], the hash of the id; "label" int64 [b], "mask" int64 [b, h, w], "depth" float32 [b, h, w]
-            where the source has them.
+        rows: "key" int64 [b], the hash of the id; "label" int64 [b], "mask" int64 [b, h, w] (0 to K - 1, or `IGNORE`),
+            "depth" float32 [b, h, w] in metres (0 = not measured), where the source has them.
         ids: b names, unique in their source.
     """
 
@@ -64,6 +68,8 @@ class Source(ABC):
         classes: names; empty where the images have no labels.
         within: labels that can occur at all, sorted, where `classes` are more than the set has (ImageNet-A and -R hold
             200 of 1,000); empty = all.
+        parts: names of the masks' classes 0 to K - 1; empty where there are no masks.
+        max_depth: metres up to which depth is measured; 0 where there is no depth.
     """
 
     data: Data
@@ -71,6 +77,8 @@ class Source(ABC):
     labels: list[int] | None
     classes: tuple[str, ...]
     within: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
+    max_depth: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids)

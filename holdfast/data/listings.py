@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from holdfast import draws
 from holdfast.data import decode
@@ -19,6 +20,24 @@ from holdfast.records import Data
 # The headers of more files than this are not looked at beforehand: nobody waits so long for a first batch.
 CHECKED_FILES = 20_000
 _LISTED_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class PerPixel:
+    """What a listing knows of every pixel of its images: masks, or depth.
+
+    Attributes:
+        load: of image number i, before resize and crop: "mask" uint8 [h, w], or "depth" float32 [h, w].
+        check: looks at image number i without decoding it, and raises `DataError` where its truth is missing, of
+            another size, or of a kind that cannot be one.
+        parts: names of the masks' classes.
+        max_depth: metres up to which depth is measured.
+    """
+
+    load: Callable[[int], Mapping[str, npt.NDArray[Any]]]
+    check: Callable[[int], None]
+    parts: tuple[str, ...] = ()
+    max_depth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,8 @@ class Listing:
         empty: class folders without an image.
         aliases: other names of classes (ImageNet: words for wnids), in lower case.
         within: labels that can occur at all, sorted, where `classes` are more than the set has; empty = all.
+        truth: masks or depth; None = there are none.
+        shape: height and width of a file as `load` gives it, without decoding.
     """
 
     ids: Sequence[str]
@@ -44,6 +65,8 @@ class Listing:
     empty: tuple[str, ...] = ()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     within: tuple[int, ...] = ()
+    truth: PerPixel | None = None
+    shape: Callable[[str], tuple[int, int]] = decode.header
 
     def spoken(self) -> str:
         """`10 classes, 9,469 images`."""
@@ -63,6 +86,8 @@ class Stored(Source):
         self.ids = [listing.ids[i] for i in indices]
         self.labels = None if labels is None else list(labels)
         self.classes, self.within = listing.classes, listing.within
+        if listing.truth is not None:
+            self.parts, self.max_depth = listing.truth.parts, listing.truth.max_depth
         digest = fingerprint(self.ids, self.labels)
         if data.digest_of_images not in ("", digest):
             raise DataError(
@@ -74,15 +99,16 @@ class Stored(Source):
         self.data = msgspec.structs.replace(data, digest_of_images=digest, classes_there=there)
 
     def read(self, i: int) -> Image:
-        """Image number i, resized and cropped as `data` says."""
-        pixels = decode.fit(
-            self._listing.load(self._indices[i]),
-            resize=self.data.resize,
-            size=self.data.size,
-            interpolation=self.data.interpolation,
-            name=self.ids[i],
-        )
-        return Image(np.array(pixels, order="C"), {} if self.labels is None else {"label": self.labels[i]})
+        """Image number i, resized and cropped as `data` says; its mask or depth with the same geometry."""
+        stored = self._listing.load(self._indices[i])
+        resize, size = self.data.resize, self.data.size
+        pixels = decode.fit(stored, resize=resize, size=size, interpolation=self.data.interpolation, name=self.ids[i])
+        truth: dict[str, npt.NDArray[Any] | int] = {} if self.labels is None else {"label": self.labels[i]}
+        if self._listing.truth is not None:
+            for name, values in self._listing.truth.load(self._indices[i]).items():
+                check_aligned(stored.shape[:2], values.shape, self.ids[i], f"its {name}")
+                truth[name] = np.array(decode.fit_truth(values, resize=resize, size=size), order="C")
+        return Image(np.array(pixels, order="C"), truth)
 
 
 def stored(data: Data, splits: Splits) -> Stored:
@@ -109,9 +135,41 @@ def stored(data: Data, splits: Splits) -> Stored:
         )
     chosen = _subset(len(kept), data)
     indices = [kept[i] for i in chosen]
-    if listing.files and len(indices) <= CHECKED_FILES:
-        _check_headers(data, [listing.files[i] for i in indices])
+    if len(indices) <= CHECKED_FILES:
+        if listing.truth is not None:
+            for i in indices:
+                listing.truth.check(i)
+        if listing.files:
+            _check_headers(data, listing, [listing.files[i] for i in indices])
     return Stored(data, listing, indices, None if labels is None else [labels[i] for i in chosen])
+
+
+def check_aligned(image: tuple[int, ...], truth: tuple[int, ...], name: str, what: str) -> None:
+    """Refuse a mask or depth whose pixels are not those of its image.
+
+    Args:
+        image: height and width.
+        truth: height and width.
+        name: of the image.
+        what: how the message calls the truth: its file, or "its mask".
+
+    Raises:
+        DataError: they differ; a transposed one is called so.
+    """
+    if image == truth:
+        return
+    found = f"{name} is {image[0]}x{image[1]} pixels, {what} {truth[0]}x{truth[1]}"
+    if image == truth[::-1]:
+        raise DataError(
+            f"{found}: it is transposed.",
+            asked="Every pixel of an image needs its truth.",
+            next="Turn one of them, as the picture shows; nothing is turned here.",
+        )
+    raise DataError(
+        f"{found}.",
+        asked="Every pixel of an image needs its truth.",
+        next="Store both in one size (masks and depth by nearest neighbour), or remove the pair.",
+    )
 
 
 def named_classes(text: str) -> tuple[str, ...]:
@@ -203,11 +261,11 @@ def _subset(n: int, data: Data) -> list[int]:
     return draws.subset(n, data.limit, data.seed, "subset")
 
 
-def _check_headers(data: Data, files: Sequence[str]) -> None:
+def _check_headers(data: Data, listing: Listing, files: Sequence[str]) -> None:
     """Look at the size of every image, so that a long run does not end at the last one."""
     first: tuple[str, tuple[int, int]] | None = None
     for file in files:
-        whole = decode.fitted_shape(decode.header(file), resize=data.resize, size=0)
+        whole = decode.fitted_shape(listing.shape(file), resize=data.resize, size=0)
         if data.size:
             decode.check_crop(whole, size=data.size, name=file)
             continue
@@ -216,7 +274,8 @@ def _check_headers(data: Data, files: Sequence[str]) -> None:
             raise DataError(
                 f"{first[0]} is {first[1][0]}x{first[1][1]} and {file} is {whole[0]}x{whole[1]} pixels.",
                 asked="A batch holds images of one size.",
-                next="Crop them to one: --size 224 (and --resize 256 to shrink them first).",
+                next="Crop them to one: --size 224 (and --resize 256 to shrink them first)."
+                + (" What is cut off is not measured." if listing.truth is not None else ""),
             )
 
 

@@ -30,6 +30,7 @@ CLASSES = ("disk", "square", "triangle", "cross", "ring", "star", "crescent", "h
 SPLITS = ("train", "val", "test")
 SIDE = 32
 COUNT = 1000
+MAX_DEPTH = 10.0
 
 _SMALLEST = 8
 _CAMERA_NOISE = 0.015
@@ -45,8 +46,9 @@ class Scenes(Source):
 
     `read(i).truth` holds "label"; "mask" uint8 [h, w], the label + 1 where the object is visible and 0 elsewhere
     (background, clutter and occluders alike); "depth" float32 [h, w] in metres, > 0, of the nearest surface. Both are
-    of the pixel's centre. `data.subset` changes nothing: all scenes are drawn. With `data.classes`, scenes of other
-    classes are passed over, so that an id names one scene whatever was chosen. Classes are balanced to within one.
+    of the pixel's centre. `parts` are "background" and the classes; `max_depth` is 10 m. `data.subset` changes nothing:
+    all scenes are drawn. With `data.classes`, scenes of other classes are passed over, so that an id names one scene
+    whatever was chosen. Classes are balanced to within one.
 
     Raises:
         DataError: an unknown split or class, a class named twice, a size that cannot be drawn, or other scenes than the
@@ -58,6 +60,7 @@ class Scenes(Source):
             raise DataError(f"Scenes have no split {data.split!r}.", next=nearest(data.split, SPLITS))
         self._side = _drawn_side(data)
         self.classes = _chosen_classes(data)
+        self.parts, self.max_depth = ("background", *self.classes), MAX_DEPTH
         places = {CLASSES.index(name): label for label, name in enumerate(self.classes)}
         chosen = list(_stream(data.seed, data.split, set(places), data.limit or COUNT))
         self._indices = [index for index, _ in chosen]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from holdfast.configs import OnImages
-from holdfast.data import corrupted, folders, listings, official, shifts
+from holdfast.data import corrupted, dense, folders, listings, official, shifts
 from holdfast.data.batches import Source
 from holdfast.errors import DataError, nearest
 from holdfast.records import Data
@@ -24,6 +24,7 @@ _READERS: Mapping[str, Callable[[Path], listings.Splits]] = {
     "imagenet": folders.wnid_folders,
     **shifts.READERS,
     **corrupted.READERS,
+    **dense.READERS,
 }
 
 _LAYOUTS = {
@@ -50,6 +51,7 @@ _LAYOUTS = {
     "tiny_imagenet_c": "as imagenet_c, 64 pixels; of other photographs than the val images of tiny_imagenet",
     "cifar10_c": "corruption.npy uint8 [5 n, 32, 32, 3] and labels.npy (5 n, or n): --split fog/3; or --corrupted",
     "cifar100_c": "as cifar10_c, with the fine labels of CIFAR-100: --split fog/3; or --corrupted",
+    **dense.LAYOUTS,
 }
 
 
@@ -84,6 +86,7 @@ def parse(text: str) -> tuple[str, str]:
     named = [name for name, marker in official.MARKERS.items() if marker in (path.name, *folders.subfolders(path))]
     sets = [name for name in named if _READERS[name](path)]
     sets += [name for name in (shifts.kind_of(path), corrupted.kind_of(path)) if name is not None]
+    sets += dense.kinds_of(path)
     if len(sets) > 1:
         raise DataError(f"{path} holds {' and '.join(sets)}.", next=f"Say which one: --data {sets[0]}:{path}.")
     if sets:
@@ -165,6 +168,8 @@ def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limi
     """The record of a verb's images, in the size that the encoder expects where nothing else was asked for.
 
     Images of a corrupted set are taken as they are stored, whatever the encoder expects, unless a size was asked for.
+    So are images with a mask or depth: what a crop cuts off would not be measured, and a resize changes what is
+    measured. Only scenes, which are drawn in any size, follow the encoder.
 
     Args:
         config: of the verb.
@@ -178,8 +183,9 @@ def images_for(config: OnImages, sides: Sides, *, split: str, default: str, limi
     """
     drawn = config.data == "scenes"
     # Corrupted images were resized and cropped before they were corrupted: they are read as they are stored.
-    stored = not drawn and parse(config.data)[0] in corrupted.KINDS
-    size, resize = (0, 0) if stored else (sides.size, sides.resize)
+    kind = parse(config.data)[0]
+    stored = kind in corrupted.KINDS
+    size, resize = (0, 0) if stored or kind in dense.READERS else (sides.size, sides.resize)
     return images(
         config.data,
         split=split,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from holdfast.attacks.methods import DENSE
 from holdfast.data.batches import to_pixels
 from holdfast.records import Cell
 
@@ -22,7 +23,7 @@ Outcomes = dict[str, npt.NDArray[np.generic]]
 Given = Mapping[str, npt.NDArray[np.generic]]
 
 EACH = 2
-HEIGHTS = {"classification": "margin", "embedding": "l2"}
+HEIGHTS = {"classification": "margin", "embedding": "l2", "segmentation": "wrong", "depth": "rmse"}
 """What a task's harm is measured by where the attack's own score is another encoder's."""
 
 
@@ -146,7 +147,8 @@ def lost_before(cell: Cell, outcomes: Given) -> npt.NDArray[np.bool_]:
     assert attack is not None, "only attacked cells keep adversarial images"
     if "clean_correct" in outcomes:
         return ~outcomes["clean_correct"].astype(bool)
-    if attack.through == "embedding" and attack.scored == "drift" and attack.aim == "away":
+    drifts = attack.through == "embedding" and attack.scored == "drift" and attack.aim == "away"
+    if drifts or attack.through in DENSE:
         return np.zeros(len(outcomes["id"]), dtype=bool)
     return outcomes["attack_clean_score"].astype(np.float64) > 0
 

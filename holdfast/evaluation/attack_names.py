@@ -12,6 +12,7 @@ HARMS = {
     "l2": "embedding L2",
     "cosine": "embedding cosine",
 }
+DENSE = ("segmentation", "depth")
 METHODS = {
     "fgsm": "FGSM",
     "mpgd": "momentum PGD",
@@ -20,7 +21,7 @@ METHODS = {
     "noise": "uniform noise",
     "autoattack": "AutoAttack",
 }
-OWN_STEPS = {"fgsm": 1, "autoattack": 100}
+OWN_STEPS = {"fgsm": 1, "autoattack": 100, "sea": 300}
 """Steps that go without saying: those that define the method."""
 
 
@@ -29,7 +30,8 @@ def attack_name(attack: Attack) -> str:
     steps = "" if OWN_STEPS.get(attack.method) == attack.steps else f"-{attack.steps}"
     told = [METHODS.get(attack.method, attack.method.upper()) + steps]
     if attack.push:
-        harm = HARMS.get(attack.push, attack.push)
+        dense = attack.through in DENSE
+        harm = f"{attack.through} {attack.push}" if dense else HARMS.get(attack.push, attack.push)
         told[0] += f" on {'embedding ' if attack.through == 'embedding' and attack.push == 'ce' else ''}{harm}"
     told += [f"of {attack.level}"] if attack.level else []
     told += ["towards another image" if attack.through == "embedding" else "towards another class"] * (
@@ -51,7 +53,7 @@ def short_name(attack: Attack) -> str:
     """An attack in one word for a row of a table, radius included: pgd-20 ce linf 8/255."""
     method = attack.method if OWN_STEPS.get(attack.method) == attack.steps else f"{attack.method}-{attack.steps}"
     reach = f"{attack.norm} {radius(attack.eps, attack.norm)}" if attack.eps else f"{attack.norm} nearest"
-    parts = [method, attack.push, reach]
+    parts = [method, attack.through if attack.through in DENSE else "", attack.push, reach]
     parts += [f"level {attack.level}"] if attack.level else []
     parts += ["towards"] if attack.aim == "towards" else []
     parts += [f"{attack.targets} targets"] if attack.targets else []

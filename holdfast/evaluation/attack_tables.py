@@ -148,6 +148,8 @@ def ensembles(subject: Subject) -> list[Ensemble]:
         clean = np.asarray(held["attack_clean_score"] <= 0)
         lost = clean & np.asarray(held["attack_score"] > 0)
         member = np.asarray(held["attack_member"])
+        # What bf16 leaves is attacked once more in float32: that counts with the last member.
+        member = np.minimum(member, len(MEMBERS) - 1)
         left = [clean] + [clean & ~(lost & (member <= place)) for place in range(len(MEMBERS))]
         broken = tuple(int((a & ~b).sum()) for a, b in itertools.pairwise(left))
         found.append(made._replace(left=tuple(statistics.mean("accuracy", k) for k in left), broken=broken))
@@ -184,6 +186,7 @@ def _departure(attack: Attack) -> str:
     told = [f"{attack.steps} steps instead of {STEPS}"] if attack.steps != STEPS else []
     told += [f"{attack.restarts} restarts"] if attack.restarts > 1 else []
     told += [f"the mean of {attack.samples} passes"] if attack.samples > 1 else []
+    told += [f"{attack.precision}, its survivors once more in float32"] if attack.precision != "fp32" else []
     return f"{' and '.join(told)}: not the standard version" if told else ""
 
 

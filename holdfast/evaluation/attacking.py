@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from holdfast.attacks.balls import ball
 from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import Found, Keep, scored
+from holdfast.attacks.executor import SMALLEST, Found, Keep, scored
 from holdfast.attacks.harm import Rows, See
-from holdfast.attacks.methods import AIMED, build, stop_of
+from holdfast.attacks.methods import AIMED, METHODS, build, method, stop_of
 from holdfast.errors import ConfigError, TrustError
 from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder
@@ -47,17 +47,18 @@ def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *,
         see = bench.counting(harm.see)
         exact = None if harm.exact is None else bench.counting(harm.exact)
         counted = dataclasses.replace(harm, see=see, exact=exact)
-        truths = [_truth(task, attack, part, exact or see) for part in chunks]
+        truths = [_compared(task, attack, part, exact or see) for part in chunks]
         truth = {name: torch.cat([t[name] for t in truths]) for name in truths[0]}
         before = laid(torch.cat([part.before[: len(part.ids)] for part in chunks]))
         truth["eps"] = torch.full((len(before),), attack.eps or torch.inf, device=before.device)
+        refuse_blindness(attack, encoder.name, before, harm.see)
         # What fools a surrogate by a hair need not fool another encoder: there the whole run counts.
         stop = stop_of(attack, lost=task.stop and attack.surrogate is None)
         slots = len(chunks[0].before)
         found = cascade(members, counted, task.pushes, before, truth, slots=slots, stop=stop, keep=keep)
         if exact is not None:
             found = found._replace(score=scored(counted, found.pixels, truth, slots))
-    norm = _checked(attack, found.pixels, before)
+    norm = checked(attack, found.pixels, before)
     return found._replace(trace={**found.trace, "norm": norm, "score": found.score})
 
 
@@ -99,17 +100,74 @@ def _probe(job: Job, attack: Attack, bench: Bench, encoder: Encoder) -> nn.Modul
     return head
 
 
-def _truth(task: Task, attack: Attack, part: Chunk, see: See) -> Rows:
-    """What the harm compares a chunk's images with, padding left out."""
-    rows = task.truth(part.clean, part.rows, see)
-    if attack.targets or attack.aim == "towards" or attack.method in AIMED:
-        with torch.no_grad():
-            rows = {**rows, **task.aims(see(part.clean), rows, seed=attack.seed)}
+def _compared(task: Task, attack: Attack, part: Chunk, see: See) -> Rows:
+    rows = compared(task, attack, part.clean, part.rows, see, before=part.before)
     return {name: row[: len(part.ids)] for name, row in rows.items()}
 
 
-def _checked(attack: Attack, pixels: Tensor, before: Tensor) -> Tensor:
-    """The norm of each perturbation, [n]; refused where it is too large."""
+def compared(
+    task: Task, attack: Attack, clean: Tensor, rows: Rows, see: See, *, before: Tensor | None = None
+) -> Rows:  # parameters: an attack with its images
+    """What an attack's harm compares images with.
+
+    Args:
+        task: whose harm it is.
+        attack: says what it aims at.
+        clean: pixels of the truth, [b, 3, h, w].
+        rows: of the images; a target among them wins over one that is drawn.
+        see: in float32.
+        before: pixels that the attack begins at, whose likeliest wrong classes are aimed at; None = the clean ones.
+    """
+    truth: Rows = task.truth(clean, rows, see)
+    if attack.targets or attack.aim == "towards" or attack.method in AIMED:
+        # Where the attack goes towards something, the judge asks the clean image what that is.
+        begin = clean if before is None or attack.aim == "towards" else before
+        with torch.no_grad():
+            aims = task.aims(see(begin), truth, seed=attack.seed)
+        truth = {**truth, **{name: row for name, row in aims.items() if name not in rows}}
+    return truth
+
+
+def refuse_blindness(attack: Attack, name: str, pixels: Tensor, see: See) -> None:
+    """Refuse to follow gradients that are not there.
+
+    Args:
+        attack: says whether it follows any.
+        name: of the encoder.
+        pixels: images that it has answered for without gradient, [b, 3, h, w].
+        see: from pixels to its outputs.
+
+    Raises:
+        ConfigError: the outputs do not depend on the pixels, or the encoder cannot be differentiated.
+    """
+    if not method(attack.method).gradient:
+        return
+    few = pixels[torch.arange(SMALLEST, device=pixels.device) % len(pixels)]
+    try:
+        with torch.enable_grad():
+            out = see(laid(few).detach().requires_grad_())
+        if any(part.requires_grad for part in out.values()):
+            return
+        reason = "its outputs do not depend on the pixels"
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+    free = [known for known, m in METHODS.items() if not m.gradient and attack.through in m.through]
+    raise ConfigError(
+        f"{name} is not differentiable: {reason}.",
+        asked=f"{attack.method} follows the gradient of the encoder.",
+        next=f"Attack it without one: method {'square' if 'square' in free or not free else free[0]}"
+        + ("." if free else ", through classification."),
+    )
+
+
+def checked(attack: Attack, pixels: Tensor, before: Tensor) -> Tensor:
+    """The norm of each perturbation in float64, [n].
+
+    Raises:
+        TrustError: one is longer than the attack's radius, or a pixel lies outside [0, 1].
+    """
     norm = ball(attack.norm).norm(pixels.double() - before.double())
     furthest, low, high = float(norm.max()), float(pixels.min()), float(pixels.max())
     allowed = attack.eps or torch.inf

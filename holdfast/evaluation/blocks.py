@@ -29,7 +29,7 @@ from holdfast.evaluation.plan import Job
 from holdfast.models.encoder import Encoder, Engine
 from holdfast.records import Attack, Cell, Corruption, Data, Model
 from holdfast.tasks.impersonation import towards
-from holdfast.tasks.task import PIXELS, Task, at_level, seer, still
+from holdfast.tasks.task import DENSE, PIXELS, Task, at_level, seer, still
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 KEPT_BYTES = 512 << 20
@@ -201,8 +201,8 @@ class Views:
 
     def see(self, encoder: Encoder, digest: str, task: Task) -> See:
         """As `tasks.task.seer`, from what was computed before."""
-        if task.level == PIXELS:
-            return self.bench.counting(lambda pixels: task.read(encoder, pixels))
+        if task.level in (PIXELS, DENSE):
+            return self.bench.counting(seer(encoder, task))
         return lambda pixels: task.read(encoder, self._vector(encoder, digest, task.level, pixels))
 
     def truth(self, cell: Cell, task: Task, rows: Rows, see: See) -> Rows:
@@ -311,6 +311,8 @@ def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tenso
                 clean = task.outcome(see(made.clean), truth)
                 found |= {f"clean_{name}": clean[name] for name in ("correct", "prediction") if name in clean}
         if cell.judge.task == "classification" and _direct(cell):
+            # An attack stops at any wrong class: what the set's own classes alone would lose was not looked for.
+            found.pop("correct_within", None)
             found |= evidence(views.bench.counting(seer(encoder, task)), made.after, out)
     for name, part in found.items():
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):

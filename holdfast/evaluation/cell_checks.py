@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.attacks.methods import AIMED, METHODS
+from holdfast.attacks.methods import AIMED, DENSE, METHODS
 from holdfast.evaluation import evidence
 from holdfast.evaluation import flags as limits
 from holdfast.evaluation.attack_names import attack_name, radius
@@ -75,6 +75,22 @@ class Attacked:
         return self.attack.through == "classification"
 
     @property
+    def can_be_lost(self) -> bool:
+        """Whether a score above 0 means that something is reached: a wrong label, another neighbour, a target."""
+        drifts = self.attack.scored == "drift" and self.attack.aim == "away"
+        return self.by_label or (self.attack.through == "embedding" and not drifts)
+
+    @property
+    def rival(self) -> bool:
+        """Whether it is a white box that accuracy can be compared with: one that takes any wrong class."""
+        return self.white_box and self.by_label and self.attack.aim == "away" and "correct" in self.held
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel is answered for, so that an image is never lost as a whole."""
+        return self.attack.through in DENSE
+
+    @property
     def white_box(self) -> bool:
         """Whether the attack saw the gradient of the victim itself."""
         return self.direct and self.attack.surrogate is None and not _blind(self.attack)
@@ -98,7 +114,7 @@ class Attacked:
     def at_stake(self) -> Array:
         """The images that are not lost when clean, bool [n]; all of them where nothing can be lost."""
         clean = self.held.get("attack_clean_score")
-        if clean is None or not self.by_label:
+        if clean is None or not self.can_be_lost:
             return np.ones(self.n, dtype=bool)
         return np.asarray(clean <= 0)
 
@@ -106,6 +122,9 @@ class Attacked:
     def pursued(self) -> bool:
         """Whether there was an image to attack."""
         return bool(self.at_stake.any())
+
+
+_NO_THRESHOLD = "no threshold was measured for tasks that answer for every pixel"
 
 
 def _blind(attack: Attack) -> bool:
@@ -134,11 +153,14 @@ def _comparing(check: Callable[[Attacked], Verdict]) -> Callable[[Attacked], Ver
 
 
 def _noise(c: Attacked) -> Verdict:
+    if c.dense:
+        return Verdict("not measured", _NO_THRESHOLD)
     drawn = c.white_box and c.attack.start == "random" and c.attack.method not in AIMED
     if not (drawn and {"attack_score", "attack_start_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded the score of a random start")
     start, score, rows = c.held["attack_start_score"], c.held["attack_score"], c.at_stake
-    if (score < start - limits.TOLERANCE).any():
+    # Starts may have been seen by another engine or precision than the verdict.
+    if (score < start - limits.CLOSE * np.maximum(1, np.abs(start))).any():
         return Verdict("failed", f"for {c.words} some images do worse under noise than under the attack", np.inf)
     noise, lost, n = int(((start > 0) & rows).sum()), int(((score > 0) & rows).sum()), int(rows.sum())
     if c.by_label and limits.FEW <= noise == lost < n:
@@ -170,10 +192,14 @@ def _gradients(c: Attacked) -> Verdict:
 
 
 def _gaining(c: Attacked) -> Verdict:
+    if c.dense:
+        return Verdict("not measured", _NO_THRESHOLD)
     if not (c.white_box and c.attack.eps > 0 and {"attack_score", "attack_early_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded its score before the last quarter of its steps")
+    if c.attack.steps == 1:
+        return Verdict("not measured", "one step converges to nothing")
     early, score = c.held["attack_early_score"], c.held["attack_score"]
-    if c.by_label:
+    if c.can_be_lost:
         gain, allowed = float(((score > 0) & (early <= 0)).mean()), limits.STILL_RISING
         what = "of the images fall"
     else:
@@ -191,8 +217,8 @@ def _gaining(c: Attacked) -> Verdict:
 def _rounding(c: Attacked) -> Verdict:
     if not {"correct", "rounded_correct"} <= set(c.held):
         return Verdict("not measured", "no attacked image was judged after rounding")
-    if c.attack.eps == 0:
-        return Verdict("not measured", "the nearest adversarial images lie on the boundary")
+    if c.attack.eps == 0 or c.attack.method == "fab":
+        return Verdict("not measured", "the nearest adversarial images lie on the boundary, where rounding decides")
     if c.attack.norm == "linf" and c.attack.eps < 1 / 255 - limits.TOLERANCE:
         return Verdict("not measured", "every radius is below one level of 8 bits")
     gap = paired_difference(c.held["rounded_correct"], c.held["correct"])

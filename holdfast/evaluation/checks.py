@@ -137,8 +137,7 @@ def _rivals(cells: Sequence[Attacked], wanted: Callable[[Attacked], bool]) -> It
         if not (wanted(cell) and cell.by_label and "correct" in cell.held):
             continue
         ball = (cell.attack.norm, cell.attack.eps)
-        white = [c for c in cells if c.white_box and c.by_label and (c.attack.norm, c.attack.eps) == ball]
-        white = [c for c in white if "correct" in c.held]
+        white = [c for c in cells if c.rival and (c.attack.norm, c.attack.eps) == ball]
         if white:
             yield cell, white
 
@@ -149,6 +148,8 @@ def _control(cells: Sequence[Attacked]) -> Verdict:
     for noise, white in _rivals(cells, lambda c: c.noise):
         for cell in white:
             _, (left, right, clean) = aligned([_column(noise), _column(cell), (cell.held["id"], cell.at_stake)])
+            if not len(left):
+                continue
             lost = int((~left & clean).sum())
             gap = paired_difference(left, right)
             text = f"noise loses {lost} of {int(clean.sum())} images, {cell.words} leaves {points(gap)} less"
@@ -171,6 +172,8 @@ def _black_box(cells: Sequence[Attacked]) -> Verdict:
     for cell, white in _rivals(cells, lambda c: c.black_box or _last_resort(c) is not None):
         columns = [(c.held["id"], c.held["correct"] | _by_square(c)) for c in white]
         _, (lost, *left) = aligned([(cell.held["id"], ~cell.held["correct"]), *columns])
+        if not len(lost):
+            continue
         count = int((lost & np.logical_and.reduce(left)).sum())
         text = f"{cell.words} loses {count} of {len(lost)} images that no white-box attack loses ({len(white)} made)"
         found.append(Verdict("failed" if count > limits.BETTER else "passed", text, count))
@@ -233,7 +236,7 @@ def _harder(results: Sequence[Result]) -> Iterator[tuple[str, Result, Result]]:
 
 
 def _chance(cells: Sequence[Attacked]) -> Verdict:
-    direct = [c for c in cells if c.white_box and c.by_label and "correct" in c.held]
+    direct = [c for c in cells if c.rival]
     direct = [c for c in direct if c.attack.norm == "linf"] or direct
     if not direct:
         return Verdict("not measured", "no attack through the classification head")
@@ -263,7 +266,7 @@ def _classes(cell: Attacked) -> int:
 
 def _agree(cells: Sequence[Attacked]) -> Verdict:
     found: list[tuple[Difference, str]] = []
-    white = [c for c in cells if c.white_box and c.by_label and "correct" in c.held]
+    white = [c for c in cells if c.rival]
     for cell, other in itertools.product(white, white):
         same = msgspec.structs.replace(other.attack, push="ce") == cell.attack
         if cell.attack.push != "ce" or other.attack.push not in ("margin", "dlr") or not same:
@@ -274,7 +277,8 @@ def _agree(cells: Sequence[Attacked]) -> Verdict:
             found.append((paired_difference(left, right), f"{other.attack.push}, {reach}"))
     if not found:
         return Verdict("not measured", "only one of the two harms was raised")
-    gap, where = max(found, key=lambda pair: abs(pair[0].value))
+    # Of gaps that are clear the largest; a larger one that may be chance does not hide it.
+    gap, where = max(found, key=lambda pair: (pair[0].clear, abs(pair[0].value)))
     failed = abs(gap.value) > limits.DISAGREEMENT and gap.clear
     weaker = "cross-entropy" if gap.value > 0 else "margin"
     text = f"accuracy differs by {points(gap)} at most ({where})"
@@ -290,7 +294,7 @@ def _transfer(subject: Subject) -> Verdict:
         stage = result.cell.attack
         direct = [r for r in attacked if (a := r.cell.attack) is not None and a.through == "classification"]
         direct = [r for r in direct if (a := r.cell.attack) and (a.norm, a.eps) == (stage.norm, stage.eps)]
-        direct = [r for r in direct if (a := r.cell.attack) and Attacked(r.cell, a, {}).white_box]
+        direct = [r for r in direct if (a := r.cell.attack) and a.aim == "away" and Attacked(r.cell, a, {}).white_box]
         gaps = [g for r in direct if (g := _gap(subject, r, result, "correct")) is not None]
         if gaps:
             found.append((min(gaps, key=lambda g: g.value), f"{attack_name(stage)} at {radius(stage.eps, stage.norm)}"))

@@ -102,9 +102,9 @@ class Subject:
         return [r for r in self._attacked(task, norm) if _eps(r) > 0]
 
     def nearest(self, task: str, norm: str) -> list[Result]:
-        """Cells with an attack that looked for the nearest adversarial image through the head that judges."""
-        found = [r for r in self._attacked(task, norm) if _eps(r) == 0]
-        return [r for r in found if r.cell.attack is not None and r.cell.attack.through == task]
+        """Cells whose attack, on the encoder itself, looked for the nearest adversarial image through this head."""
+        found = [(r, r.cell.attack) for r in self._attacked(task, norm) if _eps(r) == 0]
+        return [r for r, a in found if a is not None and a.through == task and a.surrogate is None]
 
     def _attacked(self, task: str, norm: str) -> list[Result]:
         found = [r for r in self.results if r.cell.judge.task == task and r.cell.corruption is None]

@@ -7,7 +7,7 @@ probabilities where logits are wanted, an encoder that gives no gradient to a me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from holdfast import draws
 from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import SMALLEST, Found
-from holdfast.attacks.harm import Out, Rows, See, check_pixels
-from holdfast.attacks.methods import AIMED, METHODS, build, method, settled, stop_of
+from holdfast.attacks.executor import SMALLEST, Found, scored
+from holdfast.attacks.harm import Out, Rows, check_pixels
+from holdfast.attacks.methods import build, settled, stop_of
 from holdfast.configs import AttackConfig
 from holdfast.errors import ConfigError, DataError, TrustError, nearest
+from holdfast.evaluation.attacking import checked, compared, refuse_blindness
 from holdfast.evaluation.starts import Delta, read_delta
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
@@ -33,6 +34,10 @@ from holdfast.tasks.task import Task, seer, still, victim
 
 SLOTS = 64
 WHOLE = 1e-3
+FEWEST = 3
+LINF_EPS = 4 / 255
+USUAL = {"l2": "0.5", "l1": "12"}
+"""Radii that are usual for small images."""
 """Rows that sum to one within this, and have no negative number, are probabilities."""
 
 
@@ -90,6 +95,10 @@ def aimed(
         ConfigError: an unknown harm, an eps that is no radius, no head to attack through, or probabilities for logits.
         TrustError: outputs that are not finite.
     """
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "attack needs gradients and was called inside torch.inference_mode().", next="Call it outside."
+        )
     pixels = stacked(images)
     if surrogate is None and config.surrogate:
         named = Model(spec=config.surrogate, arch=config.arch, options=config.options)
@@ -103,6 +112,10 @@ def aimed(
             next="Attack them --through embedding, which needs no common classes.",
         )
     known, device = tasks[0].classes, encoder.mean.device
+    if isinstance(tasks[0], Classification) and known < 2:
+        raise ConfigError(
+            f"{encoder.name} tells {known} class apart: nothing can be confused.", next="Attack --through embedding."
+        )
     record = record_of(config, tasks[0])
     if labels is not None and known:
         _check_labels(labels, len(pixels), known)
@@ -145,11 +158,14 @@ def pursued(aim: Aim) -> Found:
         )
     with victim(model, task, members[0].push, precision=record.precision, samples=record.samples) as harm:
         see = harm.exact or harm.see
-        truth = by_chunks(aim, lambda x, rows: _truth(task, record, x, rows, see))
-        _refuse_blindness(aim, harm.see)
+        truth = by_chunks(aim, lambda x, rows: compared(task, record, x, rows, see))
+        refuse_blindness(record, model.name, aim.pixels, harm.see)
         # What fools a surrogate by a hair need not fool another encoder: there the whole run counts.
         stop = stop_of(record, lost=task.stop and model is aim.encoder)
         found = cascade(members, harm, task.pushes, aim.pixels, truth, slots=aim.slots, stop=stop)
+        if harm.exact is not None:
+            found = found._replace(score=scored(harm, found.pixels, truth, aim.slots))
+    checked(record, found.pixels, aim.pixels)
     if model is aim.encoder:
         return found
     trace = {**found.trace, "surrogate_score": found.score}
@@ -166,7 +182,7 @@ def outcomes(aim: Aim, pixels: Tensor) -> dict[str, Tensor]:
     see, task = seer(aim.encoder, aim.task), aim.task
 
     def judged(clean: Tensor, rows: Rows) -> Rows:
-        truth, out = _truth(task, aim.record, clean, rows, see), see(laid(rows["now"]))
+        truth, out = compared(task, aim.record, clean, rows, see), see(laid(rows["now"]))
         return {**task.outcome(out, truth), "score": task.score(out, truth)}
 
     with still(aim.encoder, task), torch.no_grad():
@@ -225,7 +241,8 @@ def task_of(encoder: Encoder, config: AttackConfig, pixels: Tensor) -> Task:
     if hasattr(encoder.trunk, "get_classifier"):
         raise ConfigError(f"{encoder.name} has no head to attack through.", next="Attack --through embedding.")
     # A module that does not tell trunk from head may be a classifier: what it returns is taken for logits.
-    with frozen(encoder), torch.no_grad():
+    devices = [encoder.mean.device] if encoder.mean.device.type == "cuda" else []
+    with frozen(encoder), torch.random.fork_rng(devices=devices), torch.no_grad():
         known = encoder(pixels[:1].to(encoder.mean.device)).pooled.shape[1]
     return Classification(nn.Identity(), known=known)
 
@@ -240,13 +257,18 @@ def record_of(config: AttackConfig, task: Task) -> Attack:
     Raises:
         ConfigError: whatever `methods.settled` refuses.
     """
+    if config.eps is None and config.norm != "linf":
+        raise ConfigError(
+            f"an attack in an {config.norm} ball without a radius.",
+            next=f"Add --eps {USUAL[config.norm]}: radii of one norm mean nothing in another.",
+        )
     return settled(
         Attack(
             method=config.method,
             through=config.through,
             push=config.push or next(iter(task.pushes)),
             norm=config.norm,
-            eps=config.eps,
+            eps=LINF_EPS if config.eps is None else config.eps,
             alpha=config.alpha,
             steps=config.steps,
             restarts=config.restarts,
@@ -309,46 +331,14 @@ def _outputs(aim: Aim, encoder: Encoder, task: Task) -> dict[str, Tensor]:
     return out
 
 
-def _refuse_blindness(aim: Aim, see: See) -> None:
-    """Refuse to follow gradients that are not there; the encoder has answered without them already."""
-    if not method(aim.record.method).gradient:
-        return
-    few = aim.pixels[torch.arange(SMALLEST, device=aim.pixels.device) % len(aim.pixels)]
-    try:
-        with torch.enable_grad():
-            out = see(laid(few).detach().requires_grad_())
-        if any(part.requires_grad for part in out.values()):
-            return
-        reason = "its outputs do not depend on the pixels"
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-    free = [name for name, m in METHODS.items() if not m.gradient and aim.record.through in m.through]
-    hint = f"--method {'square' if 'square' in free or not free else free[0]}"
-    raise ConfigError(
-        f"{aim.made_on[0].name} is not differentiable: {reason}.",
-        asked=f"{aim.record.method} follows the gradient of the encoder.",
-        next=f"Attack it without one: {hint}" + ("." if free else " --through classification."),
-    )
-
-
-def _truth(task: Task, record: Attack, pixels: Tensor, rows: Rows, see: See) -> Rows:
-    truth: Mapping[str, Tensor] = task.truth(pixels, rows, see)
-    if record.targets or record.aim == "towards" or record.method in AIMED:
-        with torch.no_grad():
-            # A target that was named wins over one that is drawn.
-            truth = {**truth, **task.aims(see(pixels), truth, seed=record.seed), **rows}
-    return truth
-
-
 def _towards(task: Task, out: Out, rows: Rows) -> Task:
     """The targeted form of a task; an embedding is moved towards that of another of the images."""
     if not isinstance(task, Embedding):
         return towards(task)
-    if len(rows["key"]) < 2:
+    if len(rows["key"]) < FEWEST:
         raise ConfigError(
-            "There is one image, and no other to move its embedding to.", next="Name more images, or aim away."
+            f"There are {len(rows['key'])} images; whose neighbour one becomes needs itself, its goal and another.",
+            next="Name at least three images, or aim away.",
         )
     return towards(dataclasses.replace(task, bank=bank(out["embedding"], rows["key"], None)))
 

@@ -38,6 +38,8 @@ PROBABILITIES = 0.5
 """Share of the images whose outputs are probabilities."""
 TOLERANCE = 1e-6
 """Pixel units by which a perturbation may exceed its radius."""
+CLOSE = 1e-4
+"""Share of a score by which two engines may differ."""
 WHOLE_RANGE = 0.5
 """The Linf radius from which every image can be made grey."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -13,11 +14,14 @@ from holdfast.attacks.executor import SMALLEST
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.frost import VARIABLE, find_published, load_published
 from holdfast.corruptions.table import names as corruption_names
+from holdfast.data import dense
+from holdfast.data.sources import parse
 from holdfast.errors import ConfigError, nearest
 from holdfast.evaluation.suites import chosen_attacks, named_attacks, paper_attacks, suite, suite_attacks, transfers
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Model, Stage, Surrogate
 
 ENCODERS_PER_JOB = 4
+TaskName = Literal["classification", "embedding", "segmentation", "depth"]
 
 
 class Subject(NamedTuple):
@@ -33,6 +37,7 @@ class Subject(NamedTuple):
         looked_at: the subset whose saliency is recorded; None = none.
         folder: images and corruption of every condition of an official set; empty = corruptions are made here.
         clean: whether there are clean images; without them nothing but accuracy under corruption can be measured.
+        dense: judges whose heads answer for every pixel, by task.
     """
 
     model: Model
@@ -44,6 +49,7 @@ class Subject(NamedTuple):
     looked_at: Data | None = None
     folder: tuple[tuple[Data, Corruption], ...] = ()
     clean: bool = True
+    dense: Mapping[str, Judge] = MappingProxyType({})
 
 
 class Job(NamedTuple):
@@ -72,27 +78,31 @@ def settled(config: BenchConfig) -> BenchConfig:
         corruptions = _corruptions(config.corruptions)
     if config.corrupted:
         _refuse_ways(config)
-    if config.heads and "classification" not in config.tasks:
+    tasks = _tasks(config)
+    if config.heads and "classification" not in tasks:
         raise ConfigError("--heads were given, and no classification asked for.", next="Add --tasks classification.")
     if config.chunk < SMALLEST or config.block < 1:
         raise ConfigError(
             f"chunk {config.chunk}, block {config.block}.", next=f"Take --chunk {SMALLEST} or more, --block 1 or more."
         )
+    if config.steps is not None and config.steps < 1:
+        raise ConfigError(f"steps {config.steps}.", next="Leave --steps out for each attack's own, or give at least 1.")
     if config.eps is not None and not config.eps:
         raise ConfigError("--eps was given without a radius.", next="Write --eps 2/255 4/255, or leave it out.")
     # A folder has the severities that it has.
     severities = (() if config.corrupted else chosen.severities) if config.severities is None else config.severities
     if not all(1 <= severity <= 5 for severity in severities):
         raise ConfigError(f"severities {severities}.", next="Severities are 1 to 5.")
+    asked = msgspec.structs.replace(config, tasks=tasks)
     return msgspec.structs.replace(
         config,
         limit=config.limit or chosen.limit,
         attack_limit=chosen.attack_limit if config.attack_limit is None else config.attack_limit,
-        tasks=tuple(dict.fromkeys(config.tasks)),
+        tasks=tasks,
         corruptions=tuple(dict.fromkeys(corruptions)),
         severities=tuple(dict.fromkeys(severities)),
         textures=textures(config.textures) if "frost" in corruptions and not config.corrupted else "drawn",
-        attacks=chosen_attacks(config, named_attacks(config) or config.attacks or suite_attacks(config)),
+        attacks=chosen_attacks(asked, named_attacks(asked) or config.attacks or suite_attacks(asked)),
         methods=(),
         eps=None,
         steps=None,
@@ -112,8 +122,31 @@ def at_protocol(config: BenchConfig, asked: BenchConfig, side: int) -> BenchConf
     """
     if asked.attacks or asked.methods or asked.eps is not None or asked.norm:
         return config
+    asked = msgspec.structs.replace(asked, tasks=config.tasks)
     found = chosen_attacks(asked, paper_attacks(suite(asked.suite), side))
     return msgspec.structs.replace(config, attacks=tuple(dict.fromkeys((*config.attacks, *found))))
+
+
+def _tasks(config: BenchConfig) -> tuple[TaskName, ...]:
+    """The tasks that were asked for, or those that the images and heads allow.
+
+    Raises:
+        ConfigError: a dense task without heads, or heads of a task that was not asked for.
+    """
+    heads: dict[TaskName, tuple[str, ...]] = {"segmentation": config.segmentation_heads, "depth": config.depth_heads}
+    labelled: tuple[TaskName, ...] = () if parse(config.data)[0] in dense.READERS else ("classification",)
+    usual: tuple[TaskName, ...] = (*labelled, "embedding")
+    tasks = tuple(dict.fromkeys(config.tasks)) or (*usual, *(task for task, given in heads.items() if given))
+    for task, given in heads.items():
+        if task in tasks and not given:
+            raise ConfigError(
+                f"{task} was asked for, and no head was given that answers it.",
+                next=f"holdfast probe ENCODER --task {task} --data {config.data} --out runs/{task}; then "
+                f"--{task}-heads runs/{task}",
+            )
+        if given and task not in tasks:
+            raise ConfigError(f"--{task}-heads were given, and {task} not asked for.", next=f"Add --tasks {task}.")
+    return tasks
 
 
 def _refuse_ways(config: BenchConfig) -> None:
@@ -240,6 +273,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _judge(config: BenchConfig, subject: Subject, task: str) -> Judge:
+    if task in subject.dense:
+        return subject.dense[task]
     if task == "embedding":
         return Judge(task="embedding", head="bank", level=config.level, fit=subject.fit or subject.images)
     if subject.given_head is not None:

@@ -18,17 +18,18 @@ import torch
 
 from holdfast import disk
 from holdfast.attacks.executor import SMALLEST
-from holdfast.attacks.methods import budget
+from holdfast.attacks.methods import DENSE, budget
 from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import notes
 from holdfast.data.copies import read_copy
 from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
-from holdfast.evaluation import statistics
 from holdfast.evaluation.adversarial import merged
 from holdfast.evaluation.blocks import Bench, Block, Outcomes, joined, outcomes, spans
 from holdfast.evaluation.cell_checks import flags
+from holdfast.evaluation.dense_pictures import answered
 from holdfast.evaluation.environment import environment
 from holdfast.evaluation.keeping import Kept
+from holdfast.evaluation.measuring import measured
 from holdfast.evaluation.pictures import looks
 from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
@@ -87,6 +88,7 @@ def work(todo: Sequence[Job], run: Run) -> None:
 
         def check() -> None:
             stopping.check(f"{run.done} of {run.cells} cells done")
+            bar.alive(f"{run.done} of {run.cells} cells done")
             for lease in held:
                 disk.renew(lease)
 
@@ -135,6 +137,8 @@ def _attempt(job: Job, run: Run, bar: Bar) -> None:
     except Interrupted:
         raise
     except Exception as error:
+        # A signal may kill what the work had started, a compiler for one: that is no failure of the cell.
+        run.bench.check()
         for cell in missing:
             run.store.put(_failed(cell, run), {})
         run.failed += len(missing)
@@ -164,7 +168,10 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
         whole = joined([_part(known[at], f"{cell.id}/") for at in sorted(known)])
         if cell.attack is not None and cell.judge.task == cell.attack.through:
             kept = [_part(known[at], f"shown/{cell.id}/") for at in sorted(known)]
-            run.store.put_gallery(cell.id, merged(cell, whole, kept, classes=source.classes))
+            gallery = merged(cell, whole, kept, classes=source.classes)
+            if cell.judge.task in DENSE:
+                gallery = answered(cell, gallery, source, run.bench.encoder(cell.encoder), run.bench.judge(cell))
+            run.store.put_gallery(cell.id, gallery)
         if cell.corruption is not None and cell.judge.task == "saliency" and "cam_drift" in whole:
             look = partial(looks, job, cell, whole, bench=run.bench)
             run.store.put_gallery(cell.id, _fitting(look, run, bar))
@@ -258,16 +265,13 @@ def metrics(task: Task, whole: Outcomes) -> tuple[Metric, ...]:
 
     Args:
         task: says which outcome is which metric.
-        whole: per-image outcomes, arrays [n].
+        whole: per-image outcomes, arrays [n, ...].
 
     Returns:
         One metric per measure, and one without value per measure that is absent.
     """
-    found = tuple(
-        statistics.mean(m.name, whole[m.outcome], higher_is_better=m.higher_is_better, unit=m.unit)
-        for m in task.measures()
-    )
-    return found + tuple(Metric(name=name, reason=reason) for name, reason in task.absent().items())
+    absent = tuple(Metric(name=name, reason=reason) for name, reason in task.absent().items())
+    return measured(task.measures(), whole) + absent
 
 
 def _failed(cell: Cell, run: Run) -> Result:

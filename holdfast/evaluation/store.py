@@ -2,7 +2,7 @@
 
 run.yaml           the resolved config, command line, environment, and which weights and images it is about
 cells/<id>.json    `records.Result`; writing it is the commit of a cell
-images/<id>.npz    per-image outcomes, arrays [n], with their "id"
+images/<id>.npz    per-image outcomes, arrays [n] (counts of a dense task [n, ...]), with their "id"
 gallery/<id>.npz   images chosen by rule
 blocks/<key>/      outcomes of unfinished jobs, and attacks under way
 checks.json        whether the attacks are to be believed, read from the records
@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ OURS: tuple[str, ...] = ("run.yaml", "cells", "images", "gallery", "blocks", "le
 CHECKS = "checks.json"
 OURS += ("report.html", "results.csv", "table.tex", CHECKS)
 SHARED = ("heads", "leases", "log.txt")
+_AGAIN = "Remove it and run the same bench command again."
 
 
 class Store:
@@ -97,22 +99,23 @@ class Store:
         return asked
 
     def has(self, cell: Cell) -> bool:
-        """Whether the cell is done; a failed one is not, so that it is tried again.
+        """Whether the cell is done; a failed one is not, nor one whose images were lost, so that they are tried again.
 
         Raises:
-            DataError: its record is not whole.
+            DataError: its record is not whole, or its outcomes, where they say whether it has a gallery.
         """
-        path = self.folder / "cells" / f"{cell.id}.json"
-        if not path.exists() or not (self.folder / "images" / f"{cell.id}.npz").exists():
+        path, images = (self.folder / "cells" / f"{cell.id}.json", self.folder / "images" / f"{cell.id}.npz")
+        if not path.exists() or not images.exists() or _read_result(path).status != "done":
             return False
-        return _read_result(path).status == "done"
+        gallery = self.folder / "gallery" / images.name
+        return not _direct(cell) or gallery.exists() or not shows(cell, load_arrays(images))
 
     def put(self, result: Result, outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Keep a cell: outcomes first, then the record, which commits them.
 
         Args:
             result: of the cell.
-            outcomes: arrays [n] under their names, "id" among them; empty for a failed cell.
+            outcomes: arrays [n, ...] under their names, "id" among them; empty for a failed cell.
 
         Raises:
             TrustError: an outcome is not finite, of another length, or would need pickle.
@@ -133,7 +136,7 @@ class Store:
             DataError: one of them is not whole.
         """
         paths = (self.folder / "blocks" / key).glob("*.npz")
-        return {int(path.stem): _load(path) for path in sorted(paths, key=lambda p: int(p.stem))}
+        return {int(path.stem): load_arrays(path) for path in sorted(paths, key=lambda p: int(p.stem))}
 
     def drop_blocks(self, key: str) -> None:
         """Remove the blocks of a job whose cells are kept."""
@@ -210,13 +213,13 @@ class Run:
             DataError: there are none, or the file is not whole.
         """
         if cell not in self._kept:
-            self._kept[cell] = _load(self.folder / "images" / f"{cell}.npz")
+            self._kept[cell] = load_arrays(self.folder / "images" / f"{cell}.npz")
         return self._kept[cell]
 
     def gallery(self, cell: str) -> Outcomes:
         """Images of the cell with that id; empty where none were kept."""
         path = self.folder / "gallery" / f"{cell}.npz"
-        return _load(path) if path.exists() else {}
+        return load_arrays(path) if path.exists() else {}
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per metric, for any dataframe; a failed cell gives one row with its error as reason."""
@@ -246,6 +249,32 @@ def read(folder: str | Path) -> Run:
     return Run(folder, record, sorted(results, key=lambda r: order(r, places)))
 
 
+def shows(cell: Cell, outcomes: Mapping[str, npt.NDArray[np.generic]]) -> bool:
+    """Whether a measured cell has a gallery of adversarial images, by its outcomes alone.
+
+    It has one where it is judged by the head that was attacked, unless every image was lost before the attack. (The
+    rule of `adversarial.lost_before`, written again, since whoever verifies a run reads no attack's code.)
+
+    Args:
+        cell: of the run.
+        outcomes: of all of its images, arrays [n, ...] under their names.
+    """
+    attack = cell.attack
+    if attack is None or not _direct(cell) or not len(outcomes.get("id", ())):
+        return False
+    if "clean_correct" in outcomes:
+        return bool(outcomes["clean_correct"].astype(bool).any())
+    drifts = attack.through == "embedding" and attack.scored == "drift" and attack.aim == "away"
+    if drifts or attack.through in ("segmentation", "depth") or "attack_clean_score" not in outcomes:
+        return True
+    return bool((outcomes["attack_clean_score"].astype(np.float64) <= 0).any())
+
+
+def _direct(cell: Cell) -> bool:
+    """Whether the cell is attacked, and judged by the head that the attack goes through."""
+    return cell.attack is not None and cell.attack.through == cell.judge.task
+
+
 def _made(cells: Sequence[Cell]) -> str:
     """A digest over the judges and stages of a grid, whatever the order; empty for an empty grid."""
     parts = sorted({part.digest() for cell in cells for part in (cell.judge, *cell.stages)})
@@ -263,7 +292,7 @@ def _check(outcomes: Mapping[str, npt.NDArray[np.generic]]) -> None:
         raise TrustError("Per-image outcomes without their image ids were to be kept.")
     n = len(outcomes["id"])
     for name, values in outcomes.items():
-        if values.ndim != 1 or len(values) != n:
+        if values.ndim == 0 or len(values) != n:
             raise TrustError(f'Outcome "{name}" has shape {values.shape}, and there are {n} images.')
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values.astype(np.float64)).all():
             raise TrustError(f'Outcome "{name}" is not finite.', next="A value that does not exist is left out.")
@@ -284,7 +313,16 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     disk.write(path, fill)
 
 
-def _load(path: Path) -> Outcomes:
+def load_arrays(path: Path, *, next: str = _AGAIN) -> Outcomes:  # noqa: A002 - the word of the errors
+    """The arrays of an .npz file by name.
+
+    Args:
+        path: of the file.
+        next: what to do about one that is not whole.
+
+    Raises:
+        DataError: there is none, or it is not whole, or it holds Python objects.
+    """
     try:
         # NumPy leaves a file open that it opened itself and could not read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -293,8 +331,8 @@ def _load(path: Path) -> Outcomes:
         raise DataError(
             f"{path} is missing.", next="Run the same bench command again; it makes what is missing."
         ) from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, zipfile.error) as error:
-        raise _broken(path, error) from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
+        raise _broken(path, error, next) from None
 
 
 def _read_result(path: Path) -> Result:
@@ -314,7 +352,7 @@ def _read_run(path: Path) -> RunRecord:
         raise DataError(f"{path} is not the record of a bench: {error}", next="Choose another --out.") from None
 
 
-def _broken(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} is not whole or not ours ({error}).", next="Remove it and run the same bench command again."
-    )
+def _broken(path: Path, error: Exception, next: str = _AGAIN) -> DataError:  # noqa: A002 - the word of the errors
+    # NumPy's advice, to load what is broken unsafely, is not passed on.
+    why = "it is no archive of plain arrays" if "pickle" in str(error) else str(error) or type(error).__name__
+    return DataError(f"{path} is not whole or not ours ({why}).", next=next)

@@ -22,12 +22,13 @@ from holdfast.codec import read_json
 from holdfast.corruptions.table import corrupt
 from holdfast.data.decode import decode, fit
 from holdfast.data.sources import open_source
-from holdfast.errors import CheckpointError, DataError, HoldfastError
+from holdfast.errors import DataError, HoldfastError
 from holdfast.evaluation.rows import called, condition
-from holdfast.evaluation.store import read
+from holdfast.evaluation.store import load_arrays, read, shows
+from holdfast.evaluation.verified_records import IN_BALL, contradictions
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
-from holdfast.records import Cell, Model
+from holdfast.records import Cell, Result
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 Doubles = npt.NDArray[np.float64]
@@ -37,7 +38,6 @@ FILE = "adversarial.npz"
 FILES = "files"
 """The source of a cell whose images were named one by one: their ids are their paths."""
 
-IN_BALL = 1e-6
 CLOSE = 1e-4
 NORMS: dict[str, Callable[[Doubles], Doubles]] = {
     "linf": lambda d: np.abs(d).max(axis=1),
@@ -47,45 +47,64 @@ NORMS: dict[str, Callable[[Doubles], Doubles]] = {
 
 
 class Stored(NamedTuple):
-    """Adversarial images of one cell, as they lie on disk.
+    """What lies on disk of one cell that is done.
 
     Attributes:
-        file: that holds them.
+        file: of its adversarial images.
         cell: what they were made for.
-        arrays: `id`, `clean`, `before`, `adversarial`, [k, ...] each.
+        arrays: `id`, `clean`, `before`, `adversarial`, [k, ...] each; empty where no image was kept.
         recorded: per-image outcomes in the same order: `prediction`, `margin`, `l2`, `correct`...
+        whole: the same of all images of the cell, [n, ...]; empty where they cannot be read.
+        result: its record; None outside of a run.
+        why: its images cannot be judged; empty = nothing is known against it.
     """
 
     file: Path
     cell: Cell
     arrays: Arrays
     recorded: Arrays
+    whole: Arrays
+    result: Result | None = None
+    why: str = ""
 
 
 class Verdict(NamedTuple):
-    """What became of the images of one cell.
+    """What became of one cell.
 
     Attributes:
-        file: that holds them.
+        file: of its adversarial images.
         about: encoder and condition in words.
-        images: how many there are.
-        lost: of them lost, judged anew; None where the task knows no loss.
-        lost_rounded: of them lost when rounded to 8 bits.
+        of: how many images it has.
+        images: how many of them were kept and judged anew.
+        lost: of these lost, judged anew; None where the task knows no loss.
+        lost_rounded: of these lost when rounded to 8 bits.
         excess: how far the furthest is outside its ball, in pixel units; below 0 = inside; None without a radius.
         off: the largest difference between a score and its record.
-        problems: what disagrees, in words, or why it could not be judged; empty = everything agrees.
-        judged: whether it could be.
+        problems: what disagrees about the images that were judged anew, in words.
+        contradictions: what cannot be true of record and outcomes, those of all images, in words.
+        compared: whether these were compared.
+        why: images that should be judged were not; empty = they were, or none should be.
+        handed: whether that is since the encoder was handed over in Python, and lies on no disk.
     """
 
     file: Path
     about: str
-    images: int
-    lost: int | None
-    lost_rounded: int | None
-    excess: float | None
-    off: float
-    problems: tuple[str, ...]
-    judged: bool = True
+    of: int
+    images: int = 0
+    lost: int | None = None
+    lost_rounded: int | None = None
+    excess: float | None = None
+    off: float = 0.0
+    problems: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()
+    compared: bool = False
+    why: str = ""
+    handed: bool = False
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """Everything that disagrees."""
+        return self.problems + self.contradictions
 
 
 class Judged(NamedTuple):
@@ -97,7 +116,7 @@ class Judged(NamedTuple):
 
 
 def verified(folder: str | Path, head_of: HeadOf, *, device: torch.device) -> list[Verdict]:
-    """Judge every adversarial image of a folder anew.
+    """Judge every adversarial image of a folder anew, and hold every record of it against its outcomes.
 
     Args:
         folder: of a `bench`, or of an `attack`.
@@ -105,73 +124,103 @@ def verified(folder: str | Path, head_of: HeadOf, *, device: torch.device) -> li
         device: where the encoders go.
 
     Returns:
-        One verdict per cell that keeps adversarial images.
+        One verdict per cell that is done. What cannot be read is named there, and the rest is judged.
 
     Raises:
-        DataError: the folder holds none, or a file that is not whole.
+        DataError: the folder holds none; or the record of the run, or the file of an `attack`, is not whole.
     """
-    found = list(stored(Path(folder)))
-    if not found:
+    encoders: dict[str, Encoder] = {}
+    verdicts = []
+    for part in stored(Path(folder)):
+        verdict = Verdict(part.file, f"{called(part.cell)}, {condition(part.cell)}", len(part.whole.get("id", ())))
+        if part.why:
+            verdict = verdict._replace(why=part.why)
+        elif part.arrays:
+            verdict = _attempt(part, verdict, encoders, head_of, device)
+        if part.result is not None and part.whole:
+            verdict = verdict._replace(contradictions=tuple(contradictions(part.result, part.whole)), compared=True)
+        verdicts.append(verdict)
+    if not verdicts:
         raise DataError(
             f"{folder} holds no adversarial images.", next="Give the --out of a `holdfast bench` or `holdfast attack`."
         )
-    encoders: dict[str, Encoder] = {}
-    verdicts = []
-    # The cells of an encoder lie together: one encoder is in memory at a time.
-    for part in sorted(found, key=lambda item: (item.cell.encoder.digest_of_weights, str(item.file))):
-        try:
-            name = part.cell.encoder.digest_of_weights
-            if name not in encoders:
-                encoders = {name: _loaded(part.cell.encoder, device)}
-            verdicts.append(judge(part, encoders[name], head_of(part.cell, encoders[name])))
-        except HoldfastError as error:
-            verdicts.append(_unjudged(part, str(error)))
     return verdicts
 
 
 def stored(folder: Path) -> Iterator[Stored]:
-    """The adversarial images of a folder; maps and other galleries are passed over.
+    """What lies in a folder of each cell, those of an encoder together; the galleries of maps are passed over.
 
     Raises:
-        DataError: a file that is not whole.
+        DataError: the record of the run, or the file of an `attack`, is not whole.
     """
     if (folder / FILE).is_file():
-        arrays = _arrays(folder / FILE)
+        arrays = load_arrays(folder / FILE, next="Make it again: holdfast attack.")
         if "cell" not in arrays:
             raise DataError(f"{folder / FILE} does not say what it holds.", next="Make it again: holdfast attack.")
         cell = read_json(Cell, str(arrays["cell"]).encode())
-        yield Stored(folder / FILE, cell, arrays, arrays)
-    if not (folder / "run.yaml").is_file():
-        return
-    run = read(folder)
-    for result in run.results:
-        gallery = run.gallery(result.id) if result.status == "done" and result.cell.attack is not None else {}
-        if not gallery:
-            continue
-        whole = run.outcomes(result.id)
-        row_of = {str(name): row for row, name in enumerate(whole["id"].tolist())}
-        rows = [row_of.get(str(name), -1) for name in gallery["id"].tolist()]
-        known = {name: part[rows] for name, part in whole.items()} if min(rows) >= 0 else {}
-        yield Stored(folder / "gallery" / f"{result.id}.npz", result.cell, gallery, known)
+        yield Stored(folder / FILE, cell, arrays, arrays, arrays)
+    if (folder / "run.yaml").is_file():
+        done = [result for result in read(folder).results if result.status == "done"]
+        for result in sorted(done, key=lambda result: (result.cell.encoder.digest_of_weights, result.id)):
+            yield _stored(folder, result)
 
 
-def judge(part: Stored, encoder: Encoder, head: nn.Module | None) -> Verdict:
+def _stored(folder: Path, result: Result) -> Stored:
+    """What lies on disk of a cell, with the reason where a part of it cannot be read."""
+    file = folder / "gallery" / f"{result.id}.npz"
+    part = Stored(file, result.cell, {}, {}, {}, result)
+    try:
+        part = part._replace(whole=load_arrays(folder / "images" / file.name))
+        if result.cell.attack is None or not file.exists():
+            missing = "its images are missing; the same bench command makes them again"
+            return part._replace(why=missing if shows(result.cell, part.whole) else "")
+        gallery = load_arrays(file)
+    except DataError as error:
+        return part._replace(why=str(error))
+    row_of = {str(name): row for row, name in enumerate(part.whole["id"].tolist())} if "id" in part.whole else {}
+    rows = [row_of.get(str(name), -1) for name in gallery.get("id", np.array([])).tolist()]
+    known = {name: values[rows] for name, values in part.whole.items()} if min(rows, default=-1) >= 0 else {}
+    return part._replace(arrays=gallery, recorded=known)
+
+
+def _attempt(
+    part: Stored, verdict: Verdict, encoders: dict[str, Encoder], head_of: HeadOf, device: torch.device
+) -> Verdict:
+    """Judge the images of a cell, or say why they cannot be; one encoder is in memory at a time."""
+    model = part.cell.encoder
+    if model.spec.startswith("module:"):
+        why = f"{model.spec} was handed over in Python and lies on no disk"
+        return verdict._replace(why=why, handed=True)
+    try:
+        if model.digest_of_weights not in encoders:
+            encoders.clear()
+            encoders[model.digest_of_weights] = load(model, device=device)
+        encoder = encoders[model.digest_of_weights]
+        return judge(part, verdict, encoder, head_of(part.cell, encoder))
+    except HoldfastError as error:
+        return verdict._replace(why=str(error))
+
+
+def judge(part: Stored, verdict: Verdict, encoder: Encoder, head: nn.Module | None) -> Verdict:
     """Judge the images of one cell.
 
     Args:
         part: the images with their record.
+        verdict: to be completed.
         encoder: that the cell names.
         head: of the judge; None = the encoder's own.
 
     Returns:
         What was found.
     """
-    arrays, attack = part.arrays, part.cell.attack
-    assert attack is not None, "`stored` gives attacked cells alone"
+    arrays, attack, task = part.arrays, part.cell.attack, part.cell.judge.task
+    assert attack is not None, "`stored` gives images of attacked cells alone"
     if "adversarial" not in arrays or arrays["adversarial"].dtype != np.float32:
-        return _unjudged(part, "the images were not stored exactly; measure again with this version")
+        return verdict._replace(why="the images were not stored exactly; measure again with this version")
     if not part.recorded:
-        return _unjudged(part, "images that the record does not know")
+        return verdict._replace(why="images that the record does not know")
+    if task not in ("classification", "embedding"):
+        return verdict._replace(why=f"images under {task} are not judged anew by this version")
     adversarial, before = _unit(arrays["adversarial"]), _unit(arrays["before"])
     problems = [*_of_pixels(adversarial, before), *_of_source(part)]
     norm = NORMS[attack.norm]((adversarial - before).reshape(len(before), -1))
@@ -184,13 +233,11 @@ def judge(part: Stored, encoder: Encoder, head: nn.Module | None) -> Verdict:
         seen = _seen(part, encoder, head, pixels)
         rounded = _seen(part, encoder, head, (pixels * 255).round().div(255))
     problems += _of_record(part, seen, rounded)
-    lost = rounded_lost = None
-    if part.cell.judge.task == "classification":
-        lost, rounded_lost = int((seen.height > 0).sum()), int((rounded.height > 0).sum())
+    if task == "classification":
+        verdict = verdict._replace(lost=int((seen.height > 0).sum()), lost_rounded=int((rounded.height > 0).sum()))
     name = _height(part.cell)
     off = float(np.abs(seen.height - part.recorded[name].astype(np.float64)).max()) if name in part.recorded else 0.0
-    about = f"{called(part.cell)}, {condition(part.cell)}"
-    return Verdict(part.file, about, len(norm), lost, rounded_lost, excess, off, tuple(problems))
+    return verdict._replace(images=len(norm), excess=excess, off=off, problems=tuple(problems))
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
@@ -340,28 +387,7 @@ def _read(cell: Cell, ids: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.uint8
         yield source.read(place).pixels, None if source.labels is None else source.labels[place]
 
 
-def _loaded(model: Model, device: torch.device) -> Encoder:
-    if model.spec.startswith("module:"):
-        raise CheckpointError(f"{model.spec} was handed over in Python and lies on no disk: it cannot be judged anew.")
-    return load(model, device=device)
-
-
-def _unjudged(part: Stored, why: str) -> Verdict:
-    about = f"{called(part.cell)}, {condition(part.cell)}"
-    return Verdict(
-        part.file, about, len(part.arrays.get("id", ())), None, None, None, 0.0, (f"not judged: {why}",), judged=False
-    )
-
-
 def _unit(images: npt.NDArray[np.generic]) -> Doubles:
     """Images as float64 in [0, 1]; a byte is what float32 makes of it over 255."""
     exact = images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
     return exact.astype(np.float64)
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, KeyError) as error:
-        raise DataError(f"{path} is not whole or not ours ({error}).", next="Make it again: holdfast attack.") from None

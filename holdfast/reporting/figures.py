@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from holdfast.evaluation import dense_curves
 from holdfast.evaluation.curves import Curve, norm_name
 from holdfast.evaluation.rows import full, radius
 from holdfast.records import Metric
@@ -33,6 +35,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GLYPHS = ("\u25cf", "\u25a0", "\u25b2", "\u25c6", "\u25bc", "\u271a", "\u2716")
 DASHES = ("-", "--", ":", "-.")
 MOST_TICKS = 9
+TITLE_WIDTH = 120
+"""Characters of a title that is as wide as the page."""
 
 INK, FAINT, GREY, PAGE = "#fd0001", "#fd0002", "#fd0003", "#fd0004"
 STYLE = {
@@ -89,7 +93,7 @@ class Panel(NamedTuple):
     """Curves under one title; at most one per encoder."""
 
     title: str
-    curves: Sequence[Curve]
+    curves: Sequence[Curve] | Sequence[dense_curves.Curve]
 
 
 def colour(at: int) -> str:
@@ -123,8 +127,11 @@ def over_radius(
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(panels) :]:
             axis.remove()
+        room = TITLE_WIDTH // columns
         for panel, axis in zip(panels, axes):
-            _curves(axis, panel, places, marks or {})
+            # Broken by hand: the page's own font may be wider than the one that matplotlib measures with.
+            title = textwrap.fill(panel.title, room)
+            _curves(axis, panel._replace(title=title), places, marks or {})
         svg = element(figure, alt)
     table = tuple(_point_rows(panels))
     headings = ("encoder", "attack", "radius", "this attack and radius alone", "worst up to this radius")

@@ -21,7 +21,7 @@ BUDGET = 3_200_000
 AMPLIFIED = 10
 FACTORS = (500, 200, 100, 50, 20, 10, 5, 2)
 FULL = 0.5
-RULES = {"worst": "worst", "median": "median harm", "surviving": "survives best"}
+RULES = {"worst": "worst", "median": "median harm", "surviving": "least harmed"}
 
 
 class Tile(NamedTuple):

@@ -21,6 +21,7 @@ from holdfast.evaluation.summary import Column, summary
 from holdfast.progress import spoken
 from holdfast.reporting import attacks, gallery, maps, sections, similarity
 from holdfast.reporting.corruptions import corruption
+from holdfast.reporting.dense import dense
 from holdfast.reporting.figures import GLYPHS, PALETTE, shape
 from holdfast.reporting.gallery import Wall
 from holdfast.reporting.maps import PairWall
@@ -84,6 +85,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
             *corruption(seen, places),
             mce(seen, places),
             similarity.pixels(seen),
+            *dense(seen, places),
             sections.embedding(seen, places),
             similarity.embeddings(seen, places),
         ],

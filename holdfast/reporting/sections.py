@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.evaluation import dense_curves
 from holdfast.evaluation.attack_tables import NEIGHBOURS
 from holdfast.evaluation.curves import OUTCOMES, Curve, Subject, curve, families, norm_name
 from holdfast.evaluation.published import Published, published
@@ -147,7 +148,7 @@ def embedding(seen: Sequence[Subject], places: Mapping[str, int]) -> Section:
     return section
 
 
-def _images(curves: Sequence[Curve]) -> str:
+def _images(curves: Sequence[Curve] | Sequence[dense_curves.Curve]) -> str:
     counts = [len(c.ids) for c in curves if not c.reason]
     return f"n = {span(counts)} images"
 

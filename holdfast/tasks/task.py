@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -115,8 +115,19 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Dense(Protocol):
+    """A task at the level `DENSE`."""
+
+    def passes(self, encoder: Encoder, precision: Precision, engine: Engine) -> See:
+        """From pixels [b, 3, h, w] to its outputs for every pixel."""
+        ...
+
+
 def seer(encoder: Encoder, task: Task, precision: Precision = "fp32", engine: Engine = "eager") -> See:
     """The function from pixels to a task's outputs, closed over encoder and head."""
+    if isinstance(task, Dense):
+        return task.passes(encoder, precision, engine)
     if task.level == PIXELS:
         return lambda pixels: task.read(encoder, pixels)
     return lambda pixels: task.read(encoder, at_level(encoder, pixels, task.level, precision=precision, engine=engine))

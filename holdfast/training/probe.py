@@ -77,7 +77,7 @@ def fit_linear(  # parameters: those of an optimiser, as callers have them
         folded = weight / std
         head = _linear(folded, bias - folded @ mean)
     if not all(bool(torch.isfinite(p).all()) for p in head.parameters()):
-        raise TrustError("The head that was fitted is not finite.", next="Look for NaN in the features, or lower --lr.")
+        raise TrustError("The head that was fitted is not finite.", next="Look for NaN in the encoder's features.")
     return head
 
 

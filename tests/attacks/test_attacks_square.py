@@ -346,3 +346,10 @@ def test_a_ball_that_it_does_not_know_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"no ball Odd.*Linf, L2, L1"):
         Square(Odd(), 3).start(linear(torch.ones(3, 4, 4)), torch.zeros(1, 3, 4, 4), rows(1, 0.1), Stage())  # type: ignore[arg-type]
+
+
+def test_windows_may_keep_to_a_longer_schedule() -> None:
+    """Of 5,000 queries under the schedule of 10,000 the last proposals have windows of the seventh halving."""
+    search = Square(Linf(), steps=5000, schedule=10_000)
+    assert halvings(torch.tensor([10, 11, 4999]), search.schedule or search.steps).tolist() == [0, 1, 7]
+    assert halvings(torch.tensor([4999]), Square(Linf(), steps=5000).steps).tolist() == [9]

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import dense_trees
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
@@ -266,4 +267,5 @@ TREES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tiny_imagenet_c": (lambda root: corrupted(root, size=64), "snow/1"),
     "cifar10_c": (cifar_c, "snow/5"),
     "cifar100_c": (lambda root: cifar_c(root, classes=100), "fog/2"),
+    **dense_trees.TREES,
 }

@@ -41,7 +41,7 @@ def attacked(run: Run) -> dict[str, np.ndarray]:
 
 def test_stopped_again_and_again_it_gives_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attacked(measured(tmp_path / "whole"))
-    assert {0, 3} <= set(whole["attack_member"].tolist()) or len(set(whole["attack_member"].tolist())) > 1
+    assert len(set(whole["attack_member"].tolist()) - {-1}) > 1, "one member alone took part"
     monkeypatch.setattr(keeping, "LOOK_S", 0.0)
     looks, stops = [0], [0]
 

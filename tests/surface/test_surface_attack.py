@@ -194,7 +194,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, dict[str, Any], type[HoldfastErro
         None,
         {},
         ConfigError,
-        "follows the gradient.*not differentiable: its outputs do not depend.*--method square",
+        "follows the gradient.*not differentiable: its outputs do not depend.*method square",
     ),
     "numpy": (
         Changed(Linear(), lambda z: torch.from_numpy(z.numpy())),
@@ -202,7 +202,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, dict[str, Any], type[HoldfastErro
         None,
         {},
         ConfigError,
-        "not differentiable: Can't call numpy.*--method square",
+        "not differentiable: Can't call numpy.*method square",
     ),
     "target": (Linear(), images(), None, {"target": "7"}, ConfigError, '"7" was to be aimed at.*4 apart.*0 to 3'),
     "target of the embedding": (

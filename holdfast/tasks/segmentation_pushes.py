@@ -1,0 +1,296 @@
+"""What attacks on segmentation raise, and the defects of published attacks by name.
+
+With z the K logits of a pixel, p = softmax(z), y its label, CE = -ln p_y, "right" where z is largest at y, t the share
+of the attack that is done, l = t / 2, and every mean over all labelled pixels of the image:
+
+    ce         mean CE
+    segpgd     mean (1 - l) CE where right, l CE where wrong     Gu et al. 2022, arXiv 2207.12391: l = (i - 1) / 2T
+    cospgd     mean cos(p, onehot y) CE, the cosine a constant   Agnihotri et al. 2023, arXiv 2302.02213
+    masked     mean CE where right, 0 where wrong                L_MCE of SEA
+    balanced   mean w_y CE where right, 0 where wrong            L_MCE-Bal of SEA: w_y ~ 1 / (pixels of class y)
+    js         mean Jensen-Shannon divergence of p and onehot y  L_JS of SEA
+    margin     mean DLR margin where right, 0 where wrong        (best other - z_y) / (z_1 - z_3), free of scale
+    spherical  mean -z_y / ||z|| where right, 0 where wrong      of SEA's first version alone
+
+SEA is the ensemble of Croce, Singh and Hein (arXiv 2306.12941). As published (ECCV 2024) it is `masked`, `balanced` and
+`js`, 300 steps of Auto-PGD each; its first version (2023) had `masked`, `segpgd`, `js` and `spherical`. Pixels that are
+wrong have the largest gradient of CE; each of these harms takes it from them in its own way.
+
+A masked harm falls when a pixel turns wrong, so that its own value says nothing about progress: what Auto-PGD compares
+iterates by is here the share of wrong pixels, and the gradient is that of the harm. (SEA's code compares by plain CE:
+weaker on drawn scenes at every radius.) `segpgd` changes with t, and its values at different steps do not compare:
+raise it by PGD.
+
+Towards a target, `rows["target_mask"]` or the class `rows["target"]` everywhere, with y and "right" by the target and
+each raised as its negative: `ce_target`; `segpgd_target` with l where the pixel is there already and 1 - l elsewhere;
+`cospgd_target` with 1 - cos for cos; `margin_target`, over the pixels that are not there.
+
+Defects of the published SegPGD of Kowalczuk et al. 2024 (arXiv 2407.12588), each against `segpgd`:
+
+    segpgd_double_softmax    CE of softmax(p): probabilities are taken for logits
+    segpgd_per_mask_means    (1 - l) mean over right + l mean over wrong: shares of pixels weigh nothing (where one of
+                             them is empty it is 0 here, and was NaN there)
+    segpgd_without_first     pixels of class 0 are left out of CE
+    segpgd_published         all three, which was run
+
+All are per image, 0 where nothing is labelled, and finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from holdfast.attacks.harm import Out, Push, Rows
+from holdfast.attacks.scores import TINY
+from holdfast.data.batches import IGNORE
+
+
+class Pixels(NamedTuple):
+    """Logits beside labels.
+
+    Attributes:
+        logits: [b, K, h, w].
+        label: int64 [b, h, w]; 0 where nothing is labelled.
+        labelled: bool [b, h, w].
+        right: whether the largest logit (the first of equal ones) is the label's: bool [b, h, w], False where nothing
+            is labelled.
+        ce: cross-entropy in nats, [b, h, w], 0 where nothing is labelled.
+        sizes: pixels per class that classes are balanced by, floats [b, K]; None = those of the image.
+    """
+
+    logits: Tensor
+    label: Tensor
+    labelled: Tensor
+    right: Tensor
+    ce: Tensor
+    sizes: Tensor | None = None
+
+    def mean(self, values: Tensor, among: Tensor | None = None) -> Tensor:
+        """The mean of values [b, h, w] over the labelled pixels, or those `among` them: [b], 0 where there is none."""
+        counted = self.labelled if among is None else among & self.labelled
+        return values.where(counted, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+
+
+Loss = Callable[[Pixels, Tensor], Tensor]
+"""From pixels and progress [b] to what is raised, [b]."""
+
+
+def pixels(logits: Tensor, mask: Tensor, sizes: Tensor | None = None) -> Pixels:
+    """Logits [b, K, h, w] beside a mask int64 [b, h, w] of classes 0 to K - 1, or `IGNORE`; `sizes` as in `Pixels`."""
+    labelled = mask != IGNORE
+    label = mask.where(labelled, 0)
+    right = labelled & (logits.detach().argmax(1) == label)
+    return Pixels(logits, label, labelled, right, cross_entropy(logits, mask), sizes)
+
+
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of each pixel in nats: [b, K, h, w], int64 [b, h, w] -> [b, h, w], 0 where it is `IGNORE`."""
+    return functional.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
+
+
+def ce(read: Pixels, t: Tensor) -> Tensor:
+    """Mean cross-entropy in nats: [b]."""
+    return read.mean(read.ce)
+
+
+def segpgd(read: Pixels, t: Tensor) -> Tensor:
+    """Mean of cross-entropy with weight 1 - t/2 where right and t/2 where wrong: [b]."""
+    return read.mean(_weights(read, t) * read.ce)
+
+
+def cospgd(read: Pixels, t: Tensor) -> Tensor:
+    """Mean of cross-entropy, each pixel's times the cosine of its probabilities and the one-hot label: [b]."""
+    return read.mean(_cosine(read) * read.ce)
+
+
+def masked(read: Pixels, t: Tensor) -> Tensor:
+    """Mean of cross-entropy where right and 0 where wrong, compared by the share of wrong pixels: [b]."""
+    return _compared(read.mean(read.ce * read.right), by=~read.right, read=read)
+
+
+def balanced(read: Pixels, t: Tensor) -> Tensor:
+    """As `masked`, each pixel's weight one over the size of its class, compared by the share of wrong pixels: [b].
+
+    mIoU is at most the mean over classes of their recall, which this one lowers. Weights are 1 on average over the
+    images that the sizes are of.
+    """
+    return _compared(read.mean(_class_weights(read) * read.ce * read.right), by=~read.right, read=read)
+
+
+def js(read: Pixels, t: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence of probabilities and one-hot label, from 0 to ln 2: [b].
+
+    With one of two distributions one-hot, the other counts by p = p_y alone: ln 2 - ((1 + p) ln(1 + p) - p ln p) / 2.
+    Its gradient vanishes where p is 1, and also where it goes to 0.
+    """
+    p = (-read.ce).exp()
+    return read.mean(math.log(2) - ((1 + p) * p.log1p() - p * read.ce) / 2)
+
+
+def margin(read: Pixels, t: Tensor) -> Tensor:
+    """Mean DLR margin where right and 0 where wrong, compared by the share of wrong pixels: [b]."""
+    return _compared(read.mean(_dlr(read) * read.right), by=~read.right, read=read)
+
+
+def spherical(read: Pixels, t: Tensor) -> Tensor:
+    """Mean of minus the label's logit over the logits' length where right, compared by the share wrong: [b]."""
+    length = torch.linalg.vector_norm(read.logits, dim=1).clamp_min(TINY)
+    falls = -_at(read.logits, read.label) / length
+    return _compared(read.mean(falls * read.right), by=~read.right, read=read)
+
+
+def ce_target(read: Pixels, t: Tensor) -> Tensor:
+    """Minus the mean cross-entropy of the target: [b]."""
+    return -ce(read, t)
+
+
+def segpgd_target(read: Pixels, t: Tensor) -> Tensor:
+    """Minus the mean cross-entropy of the target with weight t/2 where it is reached and 1 - t/2 elsewhere: [b]."""
+    return -read.mean((1 - _weights(read, t)) * read.ce)
+
+
+def cospgd_target(read: Pixels, t: Tensor) -> Tensor:
+    """Minus the mean cross-entropy of the target, each pixel's times 1 - cosine: [b]."""
+    return -read.mean((1 - _cosine(read)) * read.ce)
+
+
+def margin_target(read: Pixels, t: Tensor) -> Tensor:
+    """Minus the mean DLR margin where the target is not reached, compared by the share where it is: [b]."""
+    return _compared(-read.mean(_dlr(read) * ~read.right), by=read.right, read=read)
+
+
+def double_softmax(read: Pixels, t: Tensor) -> Tensor:
+    """`segpgd` on probabilities taken for logits: [b]."""
+    return segpgd(_softened(read), t)
+
+
+def per_mask_means(read: Pixels, t: Tensor) -> Tensor:
+    """`segpgd` with one mean over right and another over wrong pixels: [b]."""
+    wrong = read.labelled & ~read.right
+    return (1 - t / 2) * read.mean(read.ce, read.right) + t / 2 * read.mean(read.ce, wrong)
+
+
+def without_first(read: Pixels, t: Tensor) -> Tensor:
+    """`segpgd` on the pixels that are not of class 0: [b]."""
+    return segpgd(_first_left_out(read), t)
+
+
+def published(read: Pixels, t: Tensor) -> Tensor:
+    """`per_mask_means` on probabilities taken for logits and on the pixels that are not of class 0: [b]."""
+    return per_mask_means(_first_left_out(_softened(read)), t)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "ce": ce,
+    "segpgd": segpgd,
+    "cospgd": cospgd,
+    "masked": masked,
+    "balanced": balanced,
+    "js": js,
+    "margin": margin,
+    "spherical": spherical,
+    "segpgd_double_softmax": double_softmax,
+    "segpgd_per_mask_means": per_mask_means,
+    "segpgd_without_first": without_first,
+    "segpgd_published": published,
+}
+"""Away from `rows["mask"]`; the first is the default."""
+TARGETED: Mapping[str, Loss] = {
+    "ce_target": ce_target,
+    "segpgd_target": segpgd_target,
+    "cospgd_target": cospgd_target,
+    "margin_target": margin_target,
+}
+"""Towards a target."""
+
+
+def target_mask(rows: Rows) -> Tensor:
+    """What is aimed at, int64 [b, h, w]: `rows["target_mask"]`, or the class `rows["target"]` [b] where labelled."""
+    if "target_mask" in rows:
+        return rows["target_mask"]
+    return rows["target"][:, None, None].where(rows["mask"] != IGNORE, IGNORE)
+
+
+def _away(loss: Loss) -> Push:
+    def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
+        return loss(pixels(out["logits"], rows["mask"], rows.get("sizes")), t)
+
+    return push
+
+
+def _towards(loss: Loss) -> Push:
+    def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
+        return loss(pixels(out["logits"], target_mask(rows)), t)
+
+    return push
+
+
+PUSHES: Mapping[str, Push] = {
+    **{name: _away(loss) for name, loss in LOSSES.items()},
+    **{name: _towards(loss) for name, loss in TARGETED.items()},
+}
+"""All harms by name, on `out["logits"]` [b, K, h, w] and `rows["mask"]` int64 [b, h, w]; the first is the default."""
+
+
+def _compared(raised: Tensor, *, by: Tensor, read: Pixels) -> Tensor:
+    """The gradient of what is raised [b], and as its value the share of labelled pixels in `by`, bool [b, h, w]: [b]."""
+    return raised - raised.detach() + read.mean(by.to(raised))
+
+
+def _weights(read: Pixels, t: Tensor) -> Tensor:
+    """1 - t/2 where right and t/2 where wrong, [b, h, w]."""
+    late = (t / 2)[:, None, None]
+    return torch.where(read.right, 1 - late, late)
+
+
+def _at(values: Tensor, label: Tensor) -> Tensor:
+    """Values [b, K, h, w] at the labels [b, h, w]."""
+    return values.gather(1, label[:, None]).squeeze(1)
+
+
+def _cosine(read: Pixels) -> Tensor:
+    """Of probabilities and one-hot label, p_y / ||p||, a constant to the gradient: [b, h, w]."""
+    p = read.logits.detach().softmax(1)
+    cosine: Tensor = _at(p, read.label) / torch.linalg.vector_norm(p, dim=1)
+    return cosine
+
+
+def _class_weights(read: Pixels) -> Tensor:
+    """(all pixels) / (number of classes) / (pixels of the label's class), of the classes that there are: [b, h, w]."""
+    sizes = read.sizes if read.sizes is not None else _sizes(read)
+    there = (sizes > 0).sum(1, keepdim=True).clamp_min(1)
+    weights = sizes.sum(1, keepdim=True) / there / sizes.clamp_min(1)
+    return weights.gather(1, read.label.flatten(1)).view_as(read.ce)
+
+
+def _sizes(read: Pixels) -> Tensor:
+    """Labelled pixels of each class of each image: floats [b, K]."""
+    counted = read.labelled.flatten(1).to(read.ce)
+    return counted.new_zeros(read.logits.shape[:2]).scatter_add_(1, read.label.flatten(1), counted)
+
+
+def _dlr(read: Pixels) -> Tensor:
+    """(best other logit - the label's) / (z_1 - z_3) of each pixel, [b, h, w]; the plain margin with two classes."""
+    true = _at(read.logits, read.label)
+    top = read.logits.topk(min(read.logits.shape[1], 3), dim=1).values
+    # The best other logit is the largest one, or where the label has that, the second: one more pass is saved.
+    apart = torch.where(read.right, top[:, 1], top[:, 0]) - true
+    return apart if top.shape[1] < 3 else apart / (top[:, 0] - top[:, 2] + TINY)
+
+
+def _softened(read: Pixels) -> Pixels:
+    """With probabilities for logits; what is right stays as it is."""
+    p = read.logits.softmax(1)
+    return read._replace(logits=p, ce=cross_entropy(p, read.label.where(read.labelled, IGNORE)))
+
+
+def _first_left_out(read: Pixels) -> Pixels:
+    """Without the pixels of class 0."""
+    kept = read.labelled & (read.label > 0)
+    return read._replace(labelled=kept, right=read.right & kept, ce=read.ce.where(kept, 0))
