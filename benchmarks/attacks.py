@@ -21,7 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -79,9 +79,8 @@ def round_of(able: dict[str, Contender], on: Ground, device: str) -> tuple[dict[
     return seconds, robust
 
 
-def compare(args: argparse.Namespace, on: Ground, able: dict[str, Contender]) -> list[dict[str, object]]:
+def compare(args: argparse.Namespace, on: Ground, able: dict[str, Contender]) -> Iterator[dict[str, object]]:
     """Every radius: robust accuracy, median seconds, and the ratios that are promised."""
-    found = []
     for norm, eps in args.eps:
         here = Ground(
             **{**vars(on), "record": msgspec.structs.replace(on.record, norm=norm, eps=eps)},
@@ -89,17 +88,13 @@ def compare(args: argparse.Namespace, on: Ground, able: dict[str, Contender]) ->
         rounds = [round_of(able, here, args.device) for _ in range(args.rounds)]
         seconds = {name: statistics.median(times[name] for times, _ in rounds) for name in able}
         robust = {name: round(100 * float(kept.float().mean()), 2) for name, kept in rounds[0][1].items()}
-        found.append(
-            {
-                "norm": norm,
-                "eps": f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}",
-                "robust accuracy": {name: share for name, share in robust.items() if name != "limit"},
-                "seconds": {name: round(value, 3) for name, value in seconds.items()},
-                **ratios(seconds),
-            }
-        )
-        print(json.dumps(found[-1]), flush=True)
-    return found
+        yield {
+            "norm": norm,
+            "eps": f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}",
+            "robust accuracy": {name: share for name, share in robust.items() if name != "limit"},
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            **ratios(seconds),
+        }
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, object]:
@@ -187,6 +182,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         print(json.dumps(peak(args, args.alone, on)))
         return {}
     able, absent = present(args.only, on)
+    radii: list[dict[str, object]] = []
     found: dict[str, object] = {
         "machine": machine(args.device),
         "weights": Path(args.weights).name,
@@ -194,8 +190,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         "clean accuracy": round(100 * float(correct(on, on.x).float().mean()), 2),
         "options": {k: getattr(args, k) for k in ("steps", "batch", "rounds", "precision", "engine")},
         "absent": absent,
-        "radii": compare(args, on, able),
+        "radii": radii,
     }
+    for radius in compare(args, on, able):
+        radii.append(radius)
+        print(json.dumps(radius), flush=True)
+        if args.out:  # it may be long: what is done is kept
+            Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
     if args.memory:
         found["peak MB that the attack adds"] = {name: alone(given, name) for name in able}
     if args.out:

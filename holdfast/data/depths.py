@@ -60,13 +60,15 @@ def metres(stored: npt.NDArray[Any], scale: Scale, name: str) -> Depth:
         DataError: a number below 0, or not two dimensions.
     """
     if stored.ndim != 2:
-        raise DataError(f"{name} holds {stored.ndim} dimensions.", asked="Depth is one number per pixel.")
+        raise DataError(
+            f"{name} holds {stored.ndim} dimensions.", asked="Depth is one number per pixel.", next="Replace the file."
+        )
     measured = np.isfinite(stored) & ~np.isin(stored, (0.0, *scale.invalid))
     if (stored[measured] < 0).any():
         raise DataError(
             f"{name} holds {float(stored[measured].min()):g}.",
             asked="Depth is a distance, 0 where nothing was measured.",
-            next="Write 0 there, or name the number under invalid in depth.yaml.",
+            next="Write 0 there; a folder with a depth.yaml can name the number under invalid.",
         )
     found: Depth = np.where(measured, stored, 0).astype(np.float32) / np.float32(scale.scale)
     return found

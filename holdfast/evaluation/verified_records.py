@@ -75,15 +75,25 @@ def contradictions(result: Result, outcomes: Arrays) -> list[str]:
     Returns:
         One sentence each, which names the column; empty = nothing contradicts.
     """
+    bad = malformed(outcomes)
+    if bad:
+        return bad
+    return [*_of_metrics(result, outcomes), *_of_verdicts(outcomes), *_of_reach(result.cell, outcomes)]
+
+
+def malformed(outcomes: Arrays) -> list[str]:
+    """What keeps arrays from being outcomes: other lengths, no ids, no numbers. One sentence each; empty = nothing.
+
+    Args:
+        outcomes: of a cell, under their names.
+    """
     if "id" not in outcomes:
         return ["its outcomes do not name their images"]
     n = len(outcomes["id"])
     ragged = [name for name, part in outcomes.items() if part.ndim == 0 or len(part) != n]
     odd = [name for name, part in outcomes.items() if name != "id" and part.dtype.kind not in "biuf"]
-    if ragged or odd:
-        return [f"{name} is not one number or more for each of {n} images" for name in dict.fromkeys(ragged + odd)]
-    return [*_of_metrics(result, outcomes), *_of_verdicts(outcomes), *_of_reach(result.cell, outcomes)]
-
+    return [f"{name} is not one number or more for each of {n} images" for name in dict.fromkeys(ragged + odd)]
+    
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from holdfast.data.sources import open_source
 from holdfast.errors import DataError, HoldfastError
 from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import load_arrays, read, shows
-from holdfast.evaluation.verified_records import IN_BALL, contradictions
+from holdfast.evaluation.verified_records import IN_BALL, contradictions, malformed
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.records import Cell, Result
@@ -171,13 +171,16 @@ def _stored(folder: Path, result: Result) -> Stored:
     part = Stored(file, result.cell, {}, {}, {}, result)
     try:
         part = part._replace(whole=load_arrays(folder / "images" / file.name))
+        bad = malformed(part.whole)
         if result.cell.attack is None or not file.exists():
             missing = "its images are missing; the same bench command makes them again"
-            return part._replace(why=missing if shows(result.cell, part.whole) else "")
+            return part._replace(why=missing if not bad and shows(result.cell, part.whole) else "")
         gallery = load_arrays(file)
     except DataError as error:
         return part._replace(why=str(error))
-    row_of = {str(name): row for row, name in enumerate(part.whole["id"].tolist())} if "id" in part.whole else {}
+    if bad:
+        return part._replace(why="its outcomes are malformed")
+    row_of = {str(name): row for row, name in enumerate(part.whole["id"].tolist())}
     rows = [row_of.get(str(name), -1) for name in gallery.get("id", np.array([])).tolist()]
     known = {name: values[rows] for name, values in part.whole.items()} if min(rows, default=-1) >= 0 else {}
     return part._replace(arrays=gallery, recorded=known)

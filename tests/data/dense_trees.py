@@ -279,7 +279,7 @@ def seven_scenes(root: Path, n: int = 17, sequences: Sequence[str] = ("",), suff
         for i, each in enumerate(depth):
             stored = each * np.uint16(100)
             stored[0, :2] = 65535, 0
-            save(root / sequence / f"frame-{10 * i:06d}.color.{suffix}", seen(each))
+            save(root / sequence / f"frame-{10 * i:06d}.color.{suffix}", seen(each), quality=95)
             save(root / sequence / f"frame-{10 * i:06d}.depth.png", stored)
             (root / sequence / f"frame-{10 * i:06d}.pose.txt").write_text("1 0 0 0\n")
     depth[:, 0, :2] = 0

@@ -54,7 +54,7 @@ def test_what_is_not_finite_was_not_measured() -> None:
 
 def test_a_distance_below_zero_is_named() -> None:
     stored = np.array([[-1.0, 2.0]], np.float32)
-    with pytest.raises(DataError, match=r"a\.tiff holds -1\..*invalid in depth\.yaml"):
+    with pytest.raises(DataError, match=r"a\.tiff holds -1\..*depth\.yaml can name"):
         metres(stored, Scale(scale=1, max_depth=10), "a.tiff")
     assert metres(stored, Scale(scale=1, max_depth=10, invalid=(-1,)), "a.tiff").tolist() == [[0, 2]]
 
