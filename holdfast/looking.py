@@ -27,7 +27,7 @@ from holdfast.errors import ConfigError, ConflictError, DataError
 from holdfast.evaluation import few
 from holdfast.evaluation.rows import radius
 from holdfast.evaluation.starts import Delta
-from holdfast.evaluation.verifier import FILE, FILES
+from holdfast.evaluation.verified_files import FILE, FILES
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.progress import Say
@@ -36,7 +36,9 @@ from holdfast.reporting.gallery import class_name
 from holdfast.reporting.look import Look, write
 
 SHOWN = 8
-LOOKED = ("split", "classes")
+READ = ("arch", "options", "mean", "std", "size", "resize", "interpolation")
+"""Fields that say how an encoder and its images are read."""
+DRAWN = ("split", "classes")
 """Fields that choose among the images of `data`."""
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -126,7 +128,22 @@ def look(config: AttackConfig, say: Say) -> Path:
     say(f"attack  {about}")
     _write(out, arrays, shown)
     looks = _looks(aim, arrays, found, shown)
-    return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=_next(config))
+    return write(out / "gallery.html", looks, title=f"{encoder.name} under attack", about=about, next=next_step(config))
+
+
+def next_step(config: AttackConfig) -> str:
+    """The command that measures the same encoder, read as it was here, on images that are read as these were.
+
+    Args:
+        config: of the verb.
+    """
+    data = "imgs/" if config.images else config.data
+    words = ["holdfast", "bench", config.encoder, "--data", data]
+    for name in (*READ, *(() if config.images else DRAWN)):
+        value = getattr(config, name)
+        if value:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join([*words, "--out", "runs/bench"])
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
@@ -187,25 +204,6 @@ def _write(out: Path, arrays: Arrays, shown: Shown) -> None:
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
-
-
-def _next(config: AttackConfig) -> str:
-    """The command that measures the same encoder on images that are read alike."""
-    words = ["holdfast", "bench", config.encoder, "--data", "imgs/" if config.images else config.data]
-    for name in (
-        "arch",
-        "options",
-        "mean",
-        "std",
-        "size",
-        "resize",
-        "interpolation",
-        *(() if config.images else LOOKED),
-    ):
-        value = getattr(config, name)
-        if value:
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join([*words, "--out", "runs/bench"])
 
 
 def _about(config: AttackConfig, aim: few.Aim, arrays: Arrays, shown: Shown) -> str:

@@ -49,6 +49,8 @@ OUTCOMES = {
         Outcome("knn_correct", "embedding", "knn_accuracy", "lower", "kNN accuracy"),
         Outcome("cosine", "embedding", "cosine_drift", "higher", "cosine drift", "1 - cosine"),
         Outcome("quantile", "embedding", "quantile", "higher", "drift as a quantile of random pairs"),
+        Outcome("wrong", "segmentation", "pixel_error", "higher", "share of wrong pixels"),
+        Outcome("rmse", "depth", "rmse", "higher", "depth RMSE", "m"),
         Outcome("flip", "embedding", "neighbour_flips", "higher", "nearest neighbour changed"),
     )
 }

@@ -10,7 +10,7 @@ from holdfast.configs import BenchConfig
 from holdfast.data.batches import Source
 from holdfast.errors import ConfigError, DataError
 from holdfast.models.dense_files import ReadHead, read_dense_head
-from holdfast.models.dense_heads import DenseHead
+from holdfast.models.dense_heads import DenseHead, check_fits
 from holdfast.models.encoder import Encoder
 from holdfast.records import Judge, Model
 from holdfast.tasks.depth import Depth
@@ -71,7 +71,7 @@ class DenseHeads:
         for task, heads in self._given.items():
             if task not in self.config.tasks:
                 continue
-            read = read_dense_head(heads[at])
+            read = read_dense_head(heads[at], encoder=encoder)
             _check(task, heads[at], read, encoder, source)
             read.head.to(self.device)
             self._heads[read.digest] = read
@@ -99,13 +99,7 @@ def _check(task: Answer, name: str, read: ReadHead, encoder: Encoder, source: So
     spec, where = read.head.spec, source.data.root or source.data.source
     if spec.task != task:
         raise ConfigError(f"{name} is a head of {spec.task}.", next=f"Name it with --{spec.task}-heads.")
-    widths = tuple(encoder.dims(level) if level in encoder.levels else 0 for level in spec.levels)
-    if widths != spec.channels:
-        raise ConfigError(
-            f"{name} reads {', '.join(f'{c} of {level}' for c, level in zip(spec.channels, spec.levels))}; "
-            f"{encoder.name} has {', '.join(map(str, widths))} there.",
-            next="Name the head that was fitted on this encoder.",
-        )
+    check_fits(spec, encoder)
     if task == "segmentation" and not source.parts:
         raise DataError(f"{where} has no masks.", next="See holdfast ls layouts, or leave --segmentation-heads out.")
     if task == "segmentation" and (spec.outputs != len(source.parts) or read.parts != source.parts):

@@ -15,7 +15,9 @@ from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
 from holdfast.records import Attack, Norm
 from holdfast.tasks.classification import Classification
+from holdfast.tasks.depth import ENSEMBLE as MEASURED
 from holdfast.tasks.embedding import Embedding
+from holdfast.tasks.segmentation import ENSEMBLE as SEGMENTED
 from holdfast.tasks.task import Task
 
 SMALL = 64
@@ -41,7 +43,7 @@ class Suite(Record, frozen=True, kw_only=True):
     """
 
     name: str
-    version: int = 3
+    version: int = 4
     limit: int
     attack_limit: int
     corruptions: tuple[str, ...]
@@ -67,6 +69,17 @@ def _against(
 
 _FIFTEEN = tuple(name for name in corruption_names() if entry(name).in_mce)
 _HEADS, _VECTORS = Classification(), Embedding()
+# Dense heads: pixel cross-entropy and SegPGD; full SILog with its gradient term, and squared metres.
+_DENSE = (
+    Attack(through="segmentation", push="ce", steps=20),
+    Attack(through="segmentation", push="segpgd", steps=20),
+    Attack(through="depth", push="silog_gradient", steps=20),
+    Attack(through="depth", push="l2", steps=20),
+)
+_ENSEMBLES = (
+    *(Attack(method="sea", through="segmentation", push=push, steps=300) for push in SEGMENTED),
+    *(Attack(method="apgd", through="depth", push=push, steps=100) for push in MEASURED),
+)
 _LINF = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 # Without these two nobody knows whether the gradient was any use.
 _CONTROLS = (Attack(push="margin", steps=20), Attack(method="noise", push="ce", steps=20))
@@ -78,7 +91,9 @@ SUITES: dict[str, Suite] = {
             limit=500,
             attack_limit=200,
             corruptions=_FIFTEEN,
-            attacks=_grid(_LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20))),
+            attacks=_grid(
+                _LINF, (Attack(push="ce", steps=20), Attack(through="embedding", push="mse", steps=20), *_DENSE)
+            ),
             about="500 images, 15 corruptions, 200 attacked with PGD-20 and EmbedAttack at six radii: a first look",
         ),
         Suite(
@@ -86,8 +101,8 @@ SUITES: dict[str, Suite] = {
             limit=5000,
             attack_limit=1000,
             corruptions=corruption_names(),
-            attacks=_grid(_LINF, (Attack(push="ce", steps=20), *_against(_VECTORS, "embedding", steps=20))),
-            paper=(*_CONTROLS, Attack(method="autoattack", push="")),
+            attacks=_grid(_LINF, (Attack(push="ce", steps=20), *_against(_VECTORS, "embedding", steps=20), *_DENSE)),
+            paper=(*_CONTROLS, Attack(method="autoattack", push=""), *_ENSEMBLES),
             about="5,000 images, 19 corruptions, 1,000 attacked: PGD-20 and EmbedAttack at six radii, AutoAttack "
             "at that of papers (Linf 8/255 up to 64 px, else 4/255)",
         ),
@@ -102,6 +117,7 @@ SUITES: dict[str, Suite] = {
                     *_against(_HEADS, "classification", steps=100, restarts=5),
                     *_against(_VECTORS, "embedding", steps=50, restarts=2),
                     Attack(method="autoattack", push=""),
+                    *_ENSEMBLES,
                 ),
             ),
             paper=(
@@ -170,7 +186,7 @@ def named_attacks(config: BenchConfig) -> tuple[Attack, ...]:
                 f"{name} attacks {' and '.join(METHODS[name].through)}, which was not asked for.",
                 next=f"Add --tasks {METHODS[name].through[0]}.",
             )
-        pushes = {"classification": "ce", "embedding": "mse"}
+        pushes = {"classification": "ce", "embedding": "mse", "segmentation": "ce", "depth": "silog_gradient"}
         found += [Attack(method=name, through=task, push=pushes[task]) for task in tasks]
     return tuple(found) if config.eps is not None else _grid(_LINF, found)
 

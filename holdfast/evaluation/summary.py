@@ -22,6 +22,7 @@ from holdfast.evaluation.curves import (
     norm_name,
     subjects,
 )
+from holdfast.evaluation.dense_summary import rows as dense_rows
 from holdfast.evaluation.rows import interval, radius, value
 from holdfast.evaluation.statistics import Difference, cross, match, paired_difference
 from holdfast.evaluation.store import Run
@@ -77,7 +78,7 @@ class Column(NamedTuple):
     """One measurement of all encoders.
 
     Attributes:
-        key: clean, corrupted, mean15, mean19, mce, worst, half, knn, quantile, flips.
+        key: clean, corrupted, mean15, mean19, mce, worst, half, clean_depth..., worst_depth..., knn, quantile, flips.
         title: in words.
         about: what it is, for a tooltip or a footnote.
         cells: one per subject, in their order.
@@ -120,6 +121,9 @@ def summary(seen: Sequence[Subject]) -> list[Column]:
     ]
     for norm in _norms(seen):
         columns += _attacked(seen, norm)
+    for row in dense_rows(seen, lambda task, norm: radii(seen, task, norm)):
+        each = [(s, Evidence(c.metric, c.ids, c.values, c.statistic)) for s, c in zip(seen, row.cells)]
+        columns.append(_column(row.key, row.title, row.about, each, eps=row.eps, norm=row.norm))
     columns.append(
         _column(
             "knn",

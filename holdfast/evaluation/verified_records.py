@@ -87,13 +87,13 @@ def malformed(outcomes: Arrays) -> list[str]:
     Args:
         outcomes: of a cell, under their names.
     """
-    if "id" not in outcomes:
+    if "id" not in outcomes or outcomes["id"].ndim != 1:
         return ["its outcomes do not name their images"]
     n = len(outcomes["id"])
     ragged = [name for name, part in outcomes.items() if part.ndim == 0 or len(part) != n]
     odd = [name for name, part in outcomes.items() if name != "id" and part.dtype.kind not in "biuf"]
     return [f"{name} is not one number or more for each of {n} images" for name in dict.fromkeys(ragged + odd)]
-    
+
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ are written again, in float64, on features in float32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,25 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import draws
-from holdfast.codec import read_json
 from holdfast.corruptions.table import corrupt
 from holdfast.data.decode import decode, fit
 from holdfast.data.sources import open_source
 from holdfast.errors import DataError, HoldfastError
 from holdfast.evaluation.rows import called, condition
-from holdfast.evaluation.store import load_arrays, read, shows
-from holdfast.evaluation.verified_records import IN_BALL, contradictions, malformed
+from holdfast.evaluation.verified_files import FILES, Arrays, Stored, stored
+from holdfast.evaluation.verified_records import IN_BALL, contradictions
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
-from holdfast.records import Cell, Result
+from holdfast.records import Cell
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
 Doubles = npt.NDArray[np.float64]
 HeadOf = Callable[[Cell, Encoder], nn.Module | None]
-
-FILE = "adversarial.npz"
-FILES = "files"
-"""The source of a cell whose images were named one by one: their ids are their paths."""
 
 CLOSE = 1e-4
 NORMS: dict[str, Callable[[Doubles], Doubles]] = {
@@ -44,28 +38,6 @@ NORMS: dict[str, Callable[[Doubles], Doubles]] = {
     "l2": lambda d: np.sqrt(np.square(d).sum(axis=1)),
     "l1": lambda d: np.abs(d).sum(axis=1),
 }
-
-
-class Stored(NamedTuple):
-    """What lies on disk of one cell that is done.
-
-    Attributes:
-        file: of its adversarial images.
-        cell: what they were made for.
-        arrays: `id`, `clean`, `before`, `adversarial`, [k, ...] each; empty where no image was kept.
-        recorded: per-image outcomes in the same order: `prediction`, `margin`, `l2`, `correct`...
-        whole: the same of all images of the cell, [n, ...]; empty where they cannot be read.
-        result: its record; None outside of a run.
-        why: its images cannot be judged; empty = nothing is known against it.
-    """
-
-    file: Path
-    cell: Cell
-    arrays: Arrays
-    recorded: Arrays
-    whole: Arrays
-    result: Result | None = None
-    why: str = ""
 
 
 class Verdict(NamedTuple):
@@ -145,45 +117,6 @@ def verified(folder: str | Path, head_of: HeadOf, *, device: torch.device) -> li
             f"{folder} holds no adversarial images.", next="Give the --out of a `holdfast bench` or `holdfast attack`."
         )
     return verdicts
-
-
-def stored(folder: Path) -> Iterator[Stored]:
-    """What lies in a folder of each cell, those of an encoder together; the galleries of maps are passed over.
-
-    Raises:
-        DataError: the record of the run, or the file of an `attack`, is not whole.
-    """
-    if (folder / FILE).is_file():
-        arrays = load_arrays(folder / FILE, next="Make it again: holdfast attack.")
-        if "cell" not in arrays:
-            raise DataError(f"{folder / FILE} does not say what it holds.", next="Make it again: holdfast attack.")
-        cell = read_json(Cell, str(arrays["cell"]).encode())
-        yield Stored(folder / FILE, cell, arrays, arrays, arrays)
-    if (folder / "run.yaml").is_file():
-        done = [result for result in read(folder).results if result.status == "done"]
-        for result in sorted(done, key=lambda result: (result.cell.encoder.digest_of_weights, result.id)):
-            yield _stored(folder, result)
-
-
-def _stored(folder: Path, result: Result) -> Stored:
-    """What lies on disk of a cell, with the reason where a part of it cannot be read."""
-    file = folder / "gallery" / f"{result.id}.npz"
-    part = Stored(file, result.cell, {}, {}, {}, result)
-    try:
-        part = part._replace(whole=load_arrays(folder / "images" / file.name))
-        bad = malformed(part.whole)
-        if result.cell.attack is None or not file.exists():
-            missing = "its images are missing; the same bench command makes them again"
-            return part._replace(why=missing if not bad and shows(result.cell, part.whole) else "")
-        gallery = load_arrays(file)
-    except DataError as error:
-        return part._replace(why=str(error))
-    if bad:
-        return part._replace(why="its outcomes are malformed")
-    row_of = {str(name): row for row, name in enumerate(part.whole["id"].tolist())}
-    rows = [row_of.get(str(name), -1) for name in gallery.get("id", np.array([])).tolist()]
-    known = {name: values[rows] for name, values in part.whole.items()} if min(rows, default=-1) >= 0 else {}
-    return part._replace(arrays=gallery, recorded=known)
 
 
 def _attempt(

@@ -130,12 +130,13 @@ def js(read: Pixels, t: Tensor) -> Tensor:
     Its gradient vanishes where p is 1, and also where it goes to 0.
     """
     p = (-read.ce).exp()
-    return read.mean(math.log(2) - ((1 + p) * p.log1p() - p * read.ce) / 2)
+    return read.mean(math.log(2) - ((1 + p) * p.log1p() + p * read.ce) / 2)
 
 
 def margin(read: Pixels, t: Tensor) -> Tensor:
     """Mean DLR margin where right and 0 where wrong, compared by the share of wrong pixels: [b]."""
-    return _compared(read.mean(_dlr(read) * read.right), by=~read.right, read=read)
+    apart, spread = _margins(read)
+    return _compared(read.mean(apart / spread * read.right), by=~read.right, read=read)
 
 
 def spherical(read: Pixels, t: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def ce_target(read: Pixels, t: Tensor) -> Tensor:
 
 
 def segpgd_target(read: Pixels, t: Tensor) -> Tensor:
-    """Minus the mean cross-entropy of the target with weight t/2 where it is reached and 1 - t/2 elsewhere: [b]."""
+    """Minus the mean cross-entropy of the target with weight t/2 where it is reached, 1 - t/2 elsewhere: [b]."""
     return -read.mean((1 - _weights(read, t)) * read.ce)
 
 
@@ -161,8 +162,12 @@ def cospgd_target(read: Pixels, t: Tensor) -> Tensor:
 
 
 def margin_target(read: Pixels, t: Tensor) -> Tensor:
-    """Minus the mean DLR margin where the target is not reached, compared by the share where it is: [b]."""
-    return _compared(-read.mean(_dlr(read) * ~read.right), by=read.right, read=read)
+    """Minus the mean DLR margin where the target is not reached, compared by the share where it is: [b].
+
+    The spread of the logits is a constant here: to widen it would be the shorter way for a target that is far behind.
+    """
+    apart, spread = _margins(read)
+    return _compared(-read.mean(apart / spread.detach() * ~read.right), by=read.right, read=read)
 
 
 def double_softmax(read: Pixels, t: Tensor) -> Tensor:
@@ -239,7 +244,7 @@ PUSHES: Mapping[str, Push] = {
 
 
 def _compared(raised: Tensor, *, by: Tensor, read: Pixels) -> Tensor:
-    """The gradient of what is raised [b], and as its value the share of labelled pixels in `by`, bool [b, h, w]: [b]."""
+    """The gradient of what is raised [b], and as its value the share of labelled pixels in `by` [b, h, w]: [b]."""
     return raised - raised.detach() + read.mean(by.to(raised))
 
 
@@ -275,13 +280,13 @@ def _sizes(read: Pixels) -> Tensor:
     return counted.new_zeros(read.logits.shape[:2]).scatter_add_(1, read.label.flatten(1), counted)
 
 
-def _dlr(read: Pixels) -> Tensor:
-    """(best other logit - the label's) / (z_1 - z_3) of each pixel, [b, h, w]; the plain margin with two classes."""
+def _margins(read: Pixels) -> tuple[Tensor, Tensor]:
+    """Best other logit minus the label's, and z_1 - z_3 that it is measured in (1 with two classes), [b, h, w] each."""
     true = _at(read.logits, read.label)
     top = read.logits.topk(min(read.logits.shape[1], 3), dim=1).values
     # The best other logit is the largest one, or where the label has that, the second: one more pass is saved.
     apart = torch.where(read.right, top[:, 1], top[:, 0]) - true
-    return apart if top.shape[1] < 3 else apart / (top[:, 0] - top[:, 2] + TINY)
+    return apart, top[:, 0] - top[:, 2] + TINY if top.shape[1] > 2 else torch.ones_like(apart)
 
 
 def _softened(read: Pixels) -> Pixels:

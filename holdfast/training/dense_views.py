@@ -109,7 +109,7 @@ def _drawn(keys: Tensor, views: Views, epoch: int) -> Tensor:
 
 
 def _boxes(drawn: Tensor, size: tuple[int, int], side: int) -> Tensor:
-    """What is cut out of the images as they are, before it is enlarged to `side`: int64 [b, 4], top, left, side, side."""
+    """What is cut out of the images, before it is enlarged to `side`: int64 [b, 4], top, left, height, width."""
     least = max(1.0, side / min(size))
     factor = least + drawn[:, _ENLARGE] * (ENLARGED - least)
     box = (side / factor).round().clamp(1, min(size))

@@ -19,16 +19,16 @@ from holdfast import disk, draws
 from holdfast.configs import ProbeConfig
 from holdfast.data.batches import Source, require_labels
 from holdfast.data.sources import images_for, open_source
-from holdfast.errors import ConfigError, DataError, TrustError
+from holdfast.errors import DataError, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.progress import Say, say
 from holdfast.records import Model
 from holdfast.tasks.features import check_unchanged, extract
-from holdfast.training import build, resume
+from holdfast.training import build, dense_probe, resume
+from holdfast.training.probing import HEAD, REPORT, check_numbers, folder_for
 from holdfast.training.schedule import learning_rate
 
-HEAD, REPORT = "head.safetensors", "probe.json"
 _BATCH = 256
 
 
@@ -82,7 +82,7 @@ def fit_linear(  # parameters: those of an optimiser, as callers have them
 
 
 def probe(config: ProbeConfig, *, say: Say = say) -> Path:
-    """Fit a head on a frozen encoder and measure it.
+    """Fit a head on a frozen encoder and measure it; `dense_probe` does it where every pixel is answered for.
 
     Args:
         config: encoder, images, task.
@@ -96,8 +96,10 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
         ConflictError: the folder was made with another config.
         TrustError: a parameter or buffer of the encoder changed; nothing is written.
     """
-    _check(config)
-    out = Path(config.out) if config.out else _beside(config.encoder)
+    if config.task != "classification":
+        return dense_probe.probe(config, say=say)
+    check_numbers(config)
+    out = folder_for(config)
     resume.refuse_other(out, config, replace=config.replace)
     device = build.fabric_on(config.device).device
     record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
@@ -186,20 +188,3 @@ def _check_labels(train: Source, test: Source) -> None:
         raise DataError(
             f"The split {test.data.split} is what the head is fitted on.", next="Give another --test-split."
         )
-
-
-def _check(config: ProbeConfig) -> None:
-    if not config.encoder:
-        raise ConfigError("no encoder was named.", next="holdfast probe runs/a --data imgs/")
-    for name in ("epochs", "lr", "batch"):
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name} must be positive.")
-    if config.weight_decay < 0:
-        raise ConfigError(f"weight_decay is {config.weight_decay}.", next="--weight-decay starts at 0.")
-
-
-def _beside(spec: str) -> Path:
-    path = Path(spec)
-    if not path.exists():
-        raise ConfigError(f"{spec} is no file, so that the head has no place beside it.", next="Add --out runs/probe.")
-    return (path if path.is_dir() else path.parent) / "probe"

@@ -104,3 +104,30 @@ def test_a_file_that_is_no_image_is_named_by_its_header(tmp_path: Path, content:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"page\.jpg cannot be read as an image.*[Rr]eplace the file"):
         header(str(path))
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing_beside_the_nearest(tmp_path: Path) -> None:
+    trees.save(tmp_path / "rose_1.png", trees.noise(4, 4, 3))
+    (tmp_path / "rose_2.txt").write_text("no image")
+    with pytest.raises(DataError) as caught:
+        decode(str(tmp_path / "rose_2.png"))
+    said = f'{tmp_path / "rose_2.png"} does not exist. Perhaps you meant "{tmp_path / "rose_1.png"}".'
+    assert str(caught.value) == said
+    for path in (tmp_path / "zebra.png", tmp_path / "no folder" / "rose_1.png"):
+        with pytest.raises(DataError) as caught:
+            header(str(path))
+        assert str(caught.value) == f"{path} does not exist. Check the path."
+
+
+def test_a_folder_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path} is a folder, not an image\. .*--data {tmp_path}\."):
+        decode(str(tmp_path))
+
+
+def test_a_reason_has_no_number_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: str) -> None:
+        raise PermissionError(13, "Permission denied", file)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match=r"a\.png cannot be read as an image: Permission denied\. Replace"):
+        decode(str(tmp_path / "a.png"))

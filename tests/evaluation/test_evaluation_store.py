@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from synthetic_run import CE, ENVIRONMENT, PLAIN, failed, judge, outcomes, result, write_run
+from synthetic_run import CE, ENVIRONMENT, MSE, PLAIN, failed, gallery, judge, outcomes, result, write_run
 
 from holdfast import disk
 from holdfast.configs import BenchConfig
 from holdfast.errors import ConflictError, DataError, TrustError
-from holdfast.evaluation.store import Store, read
-from holdfast.records import Cell, Data, Model
+from holdfast.evaluation.adversarial import chosen, harm, lost_before
+from holdfast.evaluation.store import Store, read, shows
+from holdfast.records import Attack, Cell, Data, Judge, Model
 
 CONFIG = BenchConfig(encoders=("a.pth",), attacks=(msgspec.structs.replace(CE, eps=2 / 255),))
 CELL = Cell(
@@ -173,19 +174,88 @@ def test_half_of_the_outcomes_is_named(tmp_path: Path) -> None:
         read(tmp_path / "r").outcomes(CELL.id)
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_a_pickle_is_not_opened_and_nothing_unsafe_is_advised(tmp_path: Path) -> None:
     kept(tmp_path / "r")
     path = tmp_path / "r" / "images" / f"{CELL.id}.npz"
-    np.savez(path, id=np.array([{"code": 1}], dtype=object))
-    with pytest.raises(DataError, match="allow_pickle"):
+    for code in (lambda: np.savez(path, id=np.array([{"code": 1}], dtype=object)), lambda: path.write_bytes(b"code")):
+        code()
+        with pytest.raises(DataError, match=r"no archive of plain arrays.*Remove it and run the same bench") as caught:
+            read(tmp_path / "r").outcomes(CELL.id)
+        assert "allow_pickle" not in str(caught.value) and "unsafely" not in str(caught.value)
+
+
+def test_a_broken_stream_inside_an_archive_is_named(tmp_path: Path) -> None:
+    kept(tmp_path / "r")
+    path = tmp_path / "r" / "images" / f"{CELL.id}.npz"
+    whole = bytearray(path.read_bytes())
+    whole[60:90] = b"\xff" * 30
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=f"{CELL.id}.npz is not whole"):
         read(tmp_path / "r").outcomes(CELL.id)
+
+
+# -- galleries ---------------------------------------------------------------------------------------------------------
+
+
+def under(attack: Attack, task: str = "classification") -> Cell:
+    return msgspec.structs.replace(CELL, stages=(attack,), judge=judge(task))
+
+
+def test_a_cell_whose_images_were_lost_is_not_done(tmp_path: Path) -> None:
+    cell = under(CE)
+    store = kept(tmp_path / "r", cell)
+    assert not store.has(cell), "its outcomes say that images were to be kept"
+    store.put_gallery(cell.id, gallery(cell, outcomes(PLAIN, cell), 8))
+    assert store.has(cell)
+    (tmp_path / "r" / "gallery" / f"{cell.id}.npz").unlink()
+    assert not store.has(cell)
+
+
+@pytest.mark.parametrize("cell", [under(MSE), under(CE, "embedding"), CELL])
+def test_a_cell_that_keeps_no_images_is_done_without(tmp_path: Path, cell: Cell) -> None:
+    assert kept(tmp_path / "r", cell).has(cell)
+
+
+def test_a_cell_with_every_image_lost_before_is_done_without(tmp_path: Path) -> None:
+    cell = under(CE)
+    store = kept(tmp_path / "r", cell)
+    held = outcomes(PLAIN, cell)
+    lost = held | {"correct": np.zeros(12, dtype=bool), "attack_clean_score": np.full(12, 0.5)}
+    store.put(result(cell, lost), lost)
+    assert store.has(cell)
+    lost["attack_clean_score"][7] = 0.0
+    store.put(result(cell, lost), lost)
+    assert not store.has(cell)
+
+
+@pytest.mark.parametrize("lost", ["all", "some", "none"])
+@pytest.mark.parametrize("way", ["away", "towards"])
+@pytest.mark.parametrize("name", ["classification", "embedding", "knn", "segmentation", "depth", "other judge"])
+def test_images_are_expected_where_some_are_chosen(name: str, way: str, lost: str) -> None:
+    """The rule that reads no attack's code, against the one that chooses."""
+    through = {"knn": "embedding", "other judge": "embedding"}.get(name, name)
+    attack = Attack(through=through, aim=way, scored="knn" if name == "knn" else "drift")
+    cell = Cell(
+        data=CELL.data,
+        stages=(attack,),
+        encoder=CELL.encoder,
+        judge=Judge(task="classification" if name == "other judge" else through, head="given"),
+    )
+    score = {"all": [1.0, 2.0], "some": [1.0, -1.0], "none": [0.0, -1.0]}[lost]
+    held = {"id": np.array(["a", "b"]), "attack_clean_score": np.array(score), "attack_score": np.array([3.0, 3.0])}
+    if way == "towards" and through == "classification":
+        held |= {"clean_correct": np.array(score) <= 0, "attack_clean_score": np.array([-1.0, -1.0])}
+    expected = bool(chosen(harm(cell, held), lost_before(cell, held))) and name != "other judge"
+    assert shows(cell, held) == expected
+    if name == "classification":
+        assert expected == (lost != "all")
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"margin": np.full(12, np.nan)}, "not finite"),
-        ({"margin": np.full((12, 2), 0.0)}, "shape"),
+        ({"margin": np.array(0.0)}, "shape"),
         ({"margin": np.zeros(11)}, "shape"),
         ({"id": np.array([None] * 12, dtype=object)}, "pickle"),
     ],

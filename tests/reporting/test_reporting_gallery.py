@@ -16,6 +16,7 @@ from synthetic_run import CE, PLAIN, write_run
 from holdfast.draws import numpy_generator
 from holdfast.evaluation.curves import subjects
 from holdfast.evaluation.store import Run, Store, read
+from holdfast.reporting import gallery
 from holdfast.reporting.gallery import FACTORS, FULL, amplified, factor_of, walls
 from holdfast.reporting.look import Look, write
 
@@ -60,6 +61,16 @@ def test_the_factor_stands_with_every_tile_and_is_one_for_a_wall(exact: tuple[Ru
     ((wall,), _) = walls(subjects([exact[0]]))
     assert {tile.images[2][0] for tile in wall.tiles} == {f"difference {TIMES} 50"}
     assert all(f"difference {TIMES} 50" in tile.score for tile in wall.tiles)
+
+
+def test_no_image_is_said_to_survive_by_the_rule_that_chose_it(exact: tuple[Run, dict[str, np.ndarray]]) -> None:
+    """Of the least harmed images of a weak encoder, none need survive."""
+    run, arrays = exact
+    ((wall,), _) = walls(subjects([run]))
+    last = [tile for tile in wall.tiles if tile.id in arrays["id"][arrays["rule"] == "surviving"]]
+    assert [tile.rule for tile in last] == ["least harmed"] * 2
+    template = Path(gallery.__file__).with_name("page.html.jinja").read_text()
+    assert "those least harmed" in template and "survive best" not in template
 
 
 def test_runs_of_the_first_versions_are_still_shown(synthetic: Run) -> None:

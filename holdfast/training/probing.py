@@ -1,0 +1,41 @@
+"""What all probes share: where a head is written, and numbers that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.configs import ProbeConfig
+from holdfast.errors import ConfigError
+
+HEAD, REPORT = "head.safetensors", "probe.json"
+
+
+def check_numbers(config: ProbeConfig) -> None:
+    """Refuse what no head can be fitted with, before anything is read.
+
+    Raises:
+        ConfigError: no encoder, or a number out of its range.
+    """
+    if not config.encoder:
+        raise ConfigError("no encoder was named.", next="holdfast probe runs/a --data imgs/")
+    for name in ("epochs", "lr", "batch"):
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name} must be positive.")
+    if config.weight_decay < 0:
+        raise ConfigError(f"weight_decay is {config.weight_decay}.", next="--weight-decay starts at 0.")
+
+
+def folder_for(config: ProbeConfig) -> Path:
+    """`out`, or `probe` beside the encoder's file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if config.out:
+        return Path(config.out)
+    path = Path(config.encoder)
+    if not path.exists():
+        raise ConfigError(
+            f"{config.encoder} is no file, so that the head has no place beside it.", next="Add --out runs/probe."
+        )
+    return (path if path.is_dir() else path.parent) / "probe"
