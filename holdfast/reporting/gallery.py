@@ -15,6 +15,7 @@ from holdfast.evaluation.curves import Subject, attack_name, families, norm_name
 from holdfast.evaluation.rows import radius
 from holdfast.evaluation.summary import radii
 from holdfast.records import Data, Result
+from holdfast.reporting.dense_pictures import pictures as answers
 
 Pixels = npt.NDArray[np.uint8]
 BUDGET = 3_200_000
@@ -32,7 +33,8 @@ class Tile(NamedTuple):
         id: of the image.
         verdict: label and predictions in words; empty where there are none.
         score: of the attack, in words.
-        images: (what it is, data URI) three times; the third says how far it is amplified.
+        images: (what it is, data URI): clean, adversarial, difference, which says how far it is amplified; of a dense
+            head also truth, answers and errors.
         small: whether its pixels are to be shown enlarged and unsmoothed.
     """
 
@@ -114,7 +116,7 @@ def data_uri(image: Pixels) -> str:
 def _chosen(subject: Subject, subjects: Sequence[Subject]) -> list[Result]:
     """One cell per head that was attacked directly: the first attack of the records, at the largest common radius."""
     found = []
-    for task in ("classification", "embedding"):
+    for task in ("classification", "embedding", "segmentation", "depth"):
         for norm in subject.norms():
             largest = radii(subjects, task, norm, most=1)
             direct = [r for r in subject.attacked(task, norm) if r.cell.attack and r.cell.attack.through == task]
@@ -147,7 +149,7 @@ def _tile(gallery: dict[str, npt.NDArray[Any]], at: int, data: Data, factor: int
         id=str(gallery["id"][at]),
         verdict=_verdict(gallery, at, data),
         score=f"score {float(gallery['score'][at]):.3g}, {difference}",
-        images=tuple((name, data_uri(image)) for name, image in pictures),
+        images=tuple((name, data_uri(image)) for name, image in (*pictures, *answers(gallery, at))),
         small=max(before.shape[:2]) <= 96,
     )
 

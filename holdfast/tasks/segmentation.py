@@ -22,7 +22,8 @@ from holdfast.errors import ConfigError, DataError
 from holdfast.models.dense_heads import DenseHead
 from holdfast.models.encoder import Encoder
 from holdfast.models.precision import Engine, Precision
-from holdfast.tasks.segmentation_pushes import PUSHES, cross_entropy, pixels
+from holdfast.tasks.segmentation_pixels import Pixels, predicted
+from holdfast.tasks.segmentation_pushes import PUSHES
 from holdfast.tasks.task import DENSE, Floats, Measure, Member
 from holdfast.tasks.windows import WHOLE, Windows, dense_see
 
@@ -32,13 +33,13 @@ INTERSECTION, PREDICTED, LABELLED = range(3)
 """What is counted of each class: pixels that have it and were given it, that were given it, that have it."""
 
 
-def counts(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
+def counts(answer: Tensor, mask: Tensor, classes: int) -> Tensor:
     """Pixels of each class: those of it that were taken for it, those taken for it, those of it.
 
     One scatter into a confusion matrix for each image: no loop over classes, and nothing waits for the device.
 
     Args:
-        predicted: int64 [b, h, w], 0 to classes - 1.
+        answer: int64 [b, h, w], 0 to classes - 1.
         mask: int64 [b, h, w], the same, or `IGNORE`, whose pixels are counted nowhere.
         classes: how many there are, K.
 
@@ -47,7 +48,7 @@ def counts(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
     """
     truth = mask.where(mask != IGNORE, classes).flatten(1)
     image = torch.arange(len(mask), device=mask.device)[:, None]
-    place = (image * (classes + 1) + truth) * classes + predicted.flatten(1)
+    place = (image * (classes + 1) + truth) * classes + answer.flatten(1)
     ones = torch.ones((), dtype=torch.int64, device=mask.device).expand(place.numel())
     confusion = ones.new_zeros(len(mask) * (classes + 1) * classes).scatter_add_(0, place.flatten(), ones)
     known = confusion.view(len(mask), classes + 1, classes)[:, :classes]
@@ -157,10 +158,9 @@ class Segmentation:
 
         By the sum of a class's probability over the labelled pixels of other classes.
         """
-        logits, mask = out["logits"], rows["mask"]
-        read = pixels(logits, mask)
-        own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, read.label[:, None], value=True)
-        elsewhere = logits.softmax(1).where(read.labelled[:, None] & ~own, 0).flatten(2).sum(2)
+        read = Pixels(out["logits"], rows["mask"])
+        elsewhere = read.logits.softmax(1).scatter(1, read.label[:, None], 0)
+        elsewhere = elsewhere.where(read.labelled[:, None], 0).flatten(2).sum(2)
         return {"ranked": elsewhere.argsort(dim=1, descending=True, stable=True)[:, :-1]}
 
     def modules(self) -> tuple[nn.Module, ...]:
@@ -181,7 +181,8 @@ class Segmentation:
 
     def score(self, out: Out, rows: Rows) -> Tensor:
         """Share of the labelled pixels that are wrong, float32 [b] in [0, 1]; 0 where nothing is labelled."""
-        return _wrong(out["logits"].argmax(1), rows["mask"])
+        read = Pixels(out["logits"], rows["mask"])
+        return read.mean((~read.right).float())
 
     def truth(self, pixels: Tensor, rows: Rows, see: See) -> Rows:
         """The mask is there already; adds `sizes` [b, K], where there are any.
@@ -203,13 +204,12 @@ class Segmentation:
     def outcome(self, out: Out, rows: Rows) -> dict[str, Tensor]:
         """`counts` int64 [b, K, 3]; `wrong` float32 [b], the score; `ignored` int64 [b], pixels without a label; `loss`
         float32 [b], mean cross-entropy in nats, 0 where nothing is labelled."""
-        logits, mask = out["logits"], rows["mask"]
-        predicted = logits.argmax(1)
+        read = Pixels(out["logits"], rows["mask"])
         return {
-            "counts": counts(predicted, mask, logits.shape[1]),
-            "wrong": _wrong(predicted, mask),
-            "ignored": (mask == IGNORE).flatten(1).sum(1),
-            "loss": pixels(logits, mask).mean(cross_entropy(logits, mask)).float(),
+            "counts": counts(predicted(read.logits), read.mask, read.logits.shape[1]),
+            "wrong": self.score(out, rows),
+            "ignored": (~read.labelled).flatten(1).sum(1),
+            "loss": read.mean(read.ce).float(),
         }
 
     def measures(self) -> tuple[Measure, ...]:
@@ -219,12 +219,6 @@ class Segmentation:
     def absent(self) -> dict[str, str]:
         """Nothing: a class that never occurs says so itself."""
         return {}
-
-
-def _wrong(predicted: Tensor, mask: Tensor) -> Tensor:
-    labelled = mask != IGNORE
-    wrong = (predicted != mask) & labelled
-    return wrong.flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp_min(1)
 
 
 def _check(name: str, mask: Tensor, size: tuple[int, ...], classes: int, asked: str) -> None:

@@ -40,58 +40,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from holdfast.attacks.harm import Out, Push, Rows
 from holdfast.attacks.scores import TINY
 from holdfast.data.batches import IGNORE
-
-
-class Pixels(NamedTuple):
-    """Logits beside labels.
-
-    Attributes:
-        logits: [b, K, h, w].
-        label: int64 [b, h, w]; 0 where nothing is labelled.
-        labelled: bool [b, h, w].
-        right: whether the largest logit (the first of equal ones) is the label's: bool [b, h, w], False where nothing
-            is labelled.
-        ce: cross-entropy in nats, [b, h, w], 0 where nothing is labelled.
-        sizes: pixels per class that classes are balanced by, floats [b, K]; None = those of the image.
-    """
-
-    logits: Tensor
-    label: Tensor
-    labelled: Tensor
-    right: Tensor
-    ce: Tensor
-    sizes: Tensor | None = None
-
-    def mean(self, values: Tensor, among: Tensor | None = None) -> Tensor:
-        """The mean of values [b, h, w] over the labelled pixels, or those `among` them: [b], 0 where there is none."""
-        counted = self.labelled if among is None else among & self.labelled
-        return values.where(counted, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
-
+from holdfast.tasks.segmentation_pixels import Pixels, largest
 
 Loss = Callable[[Pixels, Tensor], Tensor]
 """From pixels and progress [b] to what is raised, [b]."""
-
-
-def pixels(logits: Tensor, mask: Tensor, sizes: Tensor | None = None) -> Pixels:
-    """Logits [b, K, h, w] beside a mask int64 [b, h, w] of classes 0 to K - 1, or `IGNORE`; `sizes` as in `Pixels`."""
-    labelled = mask != IGNORE
-    label = mask.where(labelled, 0)
-    right = labelled & (logits.detach().argmax(1) == label)
-    return Pixels(logits, label, labelled, right, cross_entropy(logits, mask), sizes)
-
-
-def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of each pixel in nats: [b, K, h, w], int64 [b, h, w] -> [b, h, w], 0 where it is `IGNORE`."""
-    return functional.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
 
 
 def ce(read: Pixels, t: Tensor) -> Tensor:
@@ -141,8 +101,7 @@ def margin(read: Pixels, t: Tensor) -> Tensor:
 
 def spherical(read: Pixels, t: Tensor) -> Tensor:
     """Mean of minus the label's logit over the logits' length where right, compared by the share wrong: [b]."""
-    length = torch.linalg.vector_norm(read.logits, dim=1).clamp_min(TINY)
-    falls = -_at(read.logits, read.label) / length
+    falls = -_at(read.logits, read.label) / _length(read.logits)
     return _compared(read.mean(falls * read.right), by=~read.right, read=read)
 
 
@@ -177,8 +136,7 @@ def double_softmax(read: Pixels, t: Tensor) -> Tensor:
 
 def per_mask_means(read: Pixels, t: Tensor) -> Tensor:
     """`segpgd` with one mean over right and another over wrong pixels: [b]."""
-    wrong = read.labelled & ~read.right
-    return (1 - t / 2) * read.mean(read.ce, read.right) + t / 2 * read.mean(read.ce, wrong)
+    return (1 - t / 2) * read.mean(read.ce, read.right) + t / 2 * read.mean(read.ce, ~read.right)
 
 
 def without_first(read: Pixels, t: Tensor) -> Tensor:
@@ -224,14 +182,14 @@ def target_mask(rows: Rows) -> Tensor:
 
 def _away(loss: Loss) -> Push:
     def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
-        return loss(pixels(out["logits"], rows["mask"], rows.get("sizes")), t)
+        return loss(Pixels(out["logits"], rows["mask"], rows.get("sizes")), t)
 
     return push
 
 
 def _towards(loss: Loss) -> Push:
     def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
-        return loss(pixels(out["logits"], target_mask(rows)), t)
+        return loss(Pixels(out["logits"], target_mask(rows)), t)
 
     return push
 
@@ -261,9 +219,12 @@ def _at(values: Tensor, label: Tensor) -> Tensor:
 
 def _cosine(read: Pixels) -> Tensor:
     """Of probabilities and one-hot label, p_y / ||p||, a constant to the gradient: [b, h, w]."""
-    p = read.logits.detach().softmax(1)
-    cosine: Tensor = _at(p, read.label) / torch.linalg.vector_norm(p, dim=1)
-    return cosine
+    return (-read.ce.detach()).exp() / _length(read.logits.detach().softmax(1))
+
+
+def _length(values: Tensor) -> Tensor:
+    """Euclidean, of [b, K, h, w] -> [b, h, w]; its gradient at 0 is 0."""
+    return values.square().sum(1).clamp_min(TINY**2).sqrt()
 
 
 def _class_weights(read: Pixels) -> Tensor:
@@ -282,20 +243,18 @@ def _sizes(read: Pixels) -> Tensor:
 
 def _margins(read: Pixels) -> tuple[Tensor, Tensor]:
     """Best other logit minus the label's, and z_1 - z_3 that it is measured in (1 with two classes), [b, h, w] each."""
-    true = _at(read.logits, read.label)
-    top = read.logits.topk(min(read.logits.shape[1], 3), dim=1).values
-    # The best other logit is the largest one, or where the label has that, the second: one more pass is saved.
-    apart = torch.where(read.right, top[:, 1], top[:, 0]) - true
-    return apart, top[:, 0] - top[:, 2] + TINY if top.shape[1] > 2 else torch.ones_like(apart)
+    z, places = read.logits, largest(read.logits, min(read.logits.shape[1], 3))
+    # The best other logit is the largest one, or where the label has that, the second.
+    other = torch.where(places[0] == read.label, places[1], places[0])
+    apart = _at(z, other) - _at(z, read.label)
+    return apart, _at(z, places[0]) - _at(z, places[2]) + TINY if len(places) > 2 else torch.ones_like(apart)
 
 
 def _softened(read: Pixels) -> Pixels:
-    """With probabilities for logits; what is right stays as it is."""
-    p = read.logits.softmax(1)
-    return read._replace(logits=p, ce=cross_entropy(p, read.label.where(read.labelled, IGNORE)))
+    """With probabilities for logits."""
+    return replace(read, logits=read.logits.softmax(1))
 
 
 def _first_left_out(read: Pixels) -> Pixels:
     """Without the pixels of class 0."""
-    kept = read.labelled & (read.label > 0)
-    return read._replace(labelled=kept, right=read.right & kept, ce=read.ce.where(kept, 0))
+    return replace(read, mask=read.mask.where(read.mask != 0, IGNORE))

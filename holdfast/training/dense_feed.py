@@ -76,7 +76,7 @@ class Seer:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> tuple[Features, Frame]:
-        """What the head reads of images [b, 3, h, w], b <= batch, that one window covers; nothing else of it is kept."""
+        """What the head reads of images [b, 3, h, w], b <= batch, that one window covers."""
         at = torch.arange(max(self.batch, SMALLEST)) % len(pixels)
         spec, n = self.head.spec, len(pixels)
         seen, frame = look(self.encoder, spec, pixels[at].to(self.device))
@@ -167,7 +167,7 @@ class Kept(Feed):
             yield self._seer.sight(_features(_moved(features, self._seer.device)), self._frame, turned)
 
 
-def feed_for(seer: Seer, part: Part, views: Views, *, most: int = KEPT) -> Feed:
+def feed_for(seer: Seer, part: Part, views: Views, *, most: int) -> Feed:
     """Images of a set: kept where their views allow it and they fit.
 
     Args:

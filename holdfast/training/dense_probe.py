@@ -68,7 +68,7 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
         say: is told what happens, a line at a time.
 
     Returns:
-        The folder: `head.safetensors` (as `models.dense_files.read_dense_head` reads it), `probe.json`, `metrics.jsonl`,
+        The folder: `head.safetensors` (read by `models.dense_files.read_dense_head`), `probe.json`, `metrics.jsonl`,
         `run.yaml`.
 
     Raises:
@@ -149,7 +149,7 @@ def fit_dense(
     identity = {"encoder": digest, "images": parts.digest}
     say(f"fitting a {task.head.spec.kind} head on {', '.join(task.head.spec.levels)}: {parts.spoken()}")
     with frozen(encoder, norm="eval"):
-        train = feed_for(seer, parts.train, views)
+        train = feed_for(seer, parts.train, views, most=KEPT)
         val = feed_for(seer, parts.val, STILL, most=KEPT - train.held)
         scores = Scores(task, val, len(parts.val.indices))
         if out is not None:

@@ -1,7 +1,7 @@
 """Miniature dense sets with the official names, encodings and file kinds, and the truth that was written into them.
 
 A picture shows its mask: red is 20 times the place of the class in `PLACES`, so that a mask that has slipped by a pixel
-is seen. Depth is shown likewise: blue is depth in decimetres.
+is seen. Depth is shown likewise, as grey: in decimetres.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def distances(seed: int, *, h: int = H, w: int = W) -> np.ndarray:
 
 
 def seen(depth: np.ndarray) -> np.ndarray:
-    """The picture of `distances`: uint8 [h, w, 3]."""
-    grey = np.full(depth.shape, 50, np.uint8)
-    return np.stack([grey, grey, depth.astype(np.uint8)], -1)
+    """The picture of `distances`: uint8 [h, w, 3], grey, since JPEG keeps half the resolution of colours alone."""
+    return np.repeat(depth.astype(np.uint8)[..., None], 3, -1)
 
 
 Masks = dict[str, np.ndarray]

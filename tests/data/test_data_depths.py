@@ -28,13 +28,13 @@ def depth_of(source: Source, i: int = 0) -> np.ndarray:
 
 
 def shows(source: Source, *, lossless: bool = True) -> None:
-    """Every picture shows its depth: blue is depth in decimetres; JPEG may be some levels off."""
+    """Every picture shows its depth, as grey, in decimetres; JPEG may be some levels off."""
     for i in range(len(source)):
         pixels, truth = source.read(i)
         depth = np.asarray(truth["depth"])
         assert depth.dtype == np.float32
         error = np.abs(pixels[..., 2].astype(float) - 10 * depth)[depth > 0]
-        assert error.max() <= 0.01 if lossless else error.mean() < 8
+        assert error.max() <= 0.01 if lossless else error.mean() < 4
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_the_mat_without_its_splits(tmp_path: Path) -> None:
         opened("nyu", tmp_path, "test")
     assert images(str(tmp_path)).split == "test", "all images are never measured instead, unasked"
     savemat(tmp_path / "splits.mat", {"testNdxs": np.array([[1, 8]], np.uint16)})
-    with pytest.raises(DataError, match=r"testNdxs, up to 8.*from 1 to 7"):
+    with pytest.raises(DataError, match=r"from 1 to 7 were.*under testNdxs, up to 8"):
         opened("nyu", tmp_path, "test")
     with pytest.raises(DataError, match=r"names 0 images under trainNdxs"):
         opened("nyu", tmp_path, "train")
@@ -103,7 +103,7 @@ def test_a_mat_of_something_else(tmp_path: Path) -> None:
         opened("nyu", tmp_path, "all")
     with h5py.File(path, "w") as file:
         file["images"], file["depths"] = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.float32)
-    with pytest.raises(DataError, match=r"holds images \(2, 8, 8, 3\) uint8.*\[n, 3, w, h\]"):
+    with pytest.raises(DataError, match=r"\[n, 3, w, h\].*holds images \(2, 8, 8, 3\) uint8"):
         opened("nyu", tmp_path, "all")
 
 
@@ -133,7 +133,7 @@ def test_parquet_with_other_columns(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install -e '.[datasets]'")
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install -e '.[datasets]'")
     parquet.write_table(arrow.table({"image": [b""], "depth": [b""]}), tmp_path / "train-0.parquet")
-    with pytest.raises(DataError, match=r"has the columns image, depth\..*image and depth_map"):
+    with pytest.raises(DataError, match=r"image and depth_map were.*has the columns image, depth\..*Rename"):
         opened("nyu_parquet", tmp_path, "train")
     parquet.write_table(arrow.table({"image": [b"no"], "depth_map": [None]}), tmp_path / "train-0.parquet")
     source = opened("nyu_parquet", tmp_path, "train")

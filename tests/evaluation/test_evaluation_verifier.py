@@ -218,6 +218,20 @@ def test_images_that_were_lost_are_missed(run: Run, tmp_path: Path) -> None:
     assert "1 cell could not be judged" in said and "everything about them agrees" in said
 
 
+def test_the_same_bench_makes_lost_images_again(run: Run, weights: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    cell = attacked(run)
+    (tmp_path / "run" / "gallery" / f"{cell}.npz").unlink()
+    others = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "gallery").iterdir()}
+    again = small_run(weights, tmp_path / "run")
+    before, after = run.gallery(cell), again.gallery(cell)
+    assert after["id"].tolist() == before["id"].tolist()
+    assert np.array_equal(after["adversarial"], before["adversarial"])
+    # What its job made beside it is not made again.
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+    assert "everything about them agrees" in judged(tmp_path / "run")[-2]
+
+
 @pytest.mark.parametrize("room", ["images", "gallery"])
 def test_one_file_that_is_not_whole_does_not_hide_the_others(run: Run, tmp_path: Path, room: str) -> None:
     shutil.copytree(run.folder, tmp_path / "run")

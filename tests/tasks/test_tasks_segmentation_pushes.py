@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from holdfast.attacks.scores import dlr
 from holdfast.data.batches import IGNORE
-from holdfast.tasks.segmentation_pushes import LOSSES, PUSHES, TARGETED, pixels
+from holdfast.tasks.segmentation_pixels import Pixels, predicted
+from holdfast.tasks.segmentation_pushes import LOSSES, PUSHES, TARGETED
 
 B, K, H, W = 3, 5, 4, 6
 FIRST = {"mask": torch.zeros(1, 1, 1, dtype=torch.int64)}
@@ -41,6 +42,17 @@ def raised(name: str, logits: Tensor, rows: dict[str, Tensor], t: Tensor) -> tup
 def one(*logits: float) -> Tensor:
     """The logits of an image of one pixel."""
     return torch.tensor(logits).view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("k", [2, 3, K, 151])
+def test_the_answer_is_argmax_ties_included(k: int) -> None:
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(B, k, H, W, generator=random)
+    tied = torch.randint(3, (B, k, H, W), generator=random).float()
+    for z in (logits, tied, torch.zeros_like(logits), logits.bfloat16(), logits - 1e6):
+        assert torch.equal(predicted(z), z.argmax(1))
+    lost = predicted(torch.full_like(logits, torch.nan))
+    assert bool(((lost >= 0) & (lost < k)).all())
 
 
 @pytest.mark.parametrize(("gap", "weight"), [(1.5, 1 - 0.4 / 2), (-1.5, 0.4 / 2)])
@@ -118,7 +130,7 @@ def test_balanced_by_the_classes_of_the_images_that_the_head_was_fitted_on() -> 
 def test_margin_is_dlr_of_each_pixel_that_is_right() -> None:
     logits, rows, t = drawn()
     value, gradient = raised("margin", logits, rows, t)
-    read = pixels(logits, rows["mask"])
+    read = Pixels(logits, rows["mask"])
     for i in range(B):
         labelled = read.labelled[i]
         z = logits[i].clone().requires_grad_()
@@ -141,7 +153,7 @@ def test_scales_of_the_logits_flatten_neither_margin_nor_direction() -> None:
 def test_a_masked_harm_takes_nothing_from_wrong_pixels_and_grows_with_them(name: str) -> None:
     logits, rows, t = drawn()
     value, gradient = raised(name, logits, rows, t)
-    read = pixels(logits, rows["mask"])
+    read = Pixels(logits, rows["mask"])
     assert not gradient.movedim(1, 3)[~read.right].any() and gradient.movedim(1, 3)[read.right].any()
     worse = logits.clone()
     worse[:, :, 1] = -20 * one_hot(rows["mask"][:, 1].clamp_max(K - 1), K).movedim(2, 1).float()
