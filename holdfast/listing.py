@@ -78,8 +78,13 @@ def _tasks() -> list[str]:
     from holdfast.tasks.embedding import Embedding
     from holdfast.tasks.task import Task
 
+    from holdfast.tasks.depth_errors import Range
+    from holdfast.tasks.depth_pushes import pushes
+    from holdfast.tasks.segmentation_pushes import PUSHES
+
     found: dict[str, Task] = {"classification": Classification(), "embedding": Embedding()}
-    return _table({name: f"harms: {', '.join(task.pushes)}" for name, task in found.items()})
+    named = {**{name: tuple(task.pushes) for name, task in found.items()}, "segmentation": PUSHES, "depth": pushes(Range())}
+    return _table({name: f"harms: {', '.join(harms)}" for name, harms in named.items()})
 
 
 def _methods() -> list[str]:
