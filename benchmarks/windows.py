@@ -11,9 +11,11 @@ weights, frozen, in evaluation mode, and the same random images.
 
 Seconds are those of all the images: `forward` without a gradient; `step` one step of an attack: forward, pixel cross
 entropy, gradient to the pixels, a signed step. Contenders in turn, the least of several rounds; CPU seconds of one
-thread, on a GPU wall seconds. On Linux, a malloc that gives large tensors back to the system takes up to a fifth of a
-step on small encoders: MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 keep them. Peak memory is what a step adds on one large image, each contender in a process of its
+thread, on a GPU wall seconds. Peak memory is what a step adds on one large image, each contender in a process of its
 own.
+
+On Linux, a malloc that gives large tensors back to the system costs up to a fifth of a step on small encoders:
+MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 let it keep them.
 """
 
 from __future__ import annotations

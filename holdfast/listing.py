@@ -75,15 +75,15 @@ def _suites() -> list[str]:
 
 def _tasks() -> list[str]:
     from holdfast.tasks.classification import Classification
-    from holdfast.tasks.embedding import Embedding
-    from holdfast.tasks.task import Task
-
     from holdfast.tasks.depth_errors import Range
     from holdfast.tasks.depth_pushes import pushes
+    from holdfast.tasks.embedding import Embedding
     from holdfast.tasks.segmentation_pushes import PUSHES
+    from holdfast.tasks.task import Task
 
     found: dict[str, Task] = {"classification": Classification(), "embedding": Embedding()}
-    named = {**{name: tuple(task.pushes) for name, task in found.items()}, "segmentation": PUSHES, "depth": pushes(Range())}
+    named = {name: tuple(task.pushes) for name, task in found.items()}
+    named |= {"segmentation": tuple(PUSHES), "depth": tuple(pushes(Range(near=0.001, far=10.0)))}
     return _table({name: f"harms: {', '.join(harms)}" for name, harms in named.items()})
 
 

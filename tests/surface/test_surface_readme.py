@@ -72,6 +72,14 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = [*(folder / f"{i}.png" for folder in folders for i in range(10)), Path("cat.png"), Path("dog.png")]
     for seed, name in enumerate(names):
         _picture(tmp_path / name, seed)
+    for split in ("train", "test"):
+        for i in range(12):
+            _picture(tmp_path / "street" / "images" / split / f"{i}.png", 100 + i)
+            mask = np.zeros((40, 40), dtype=np.uint8)
+            mask[:, 10 + i :] = 1
+            path = tmp_path / "street" / "masks" / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "mine.pth")
     monkeypatch.chdir(tmp_path)
@@ -120,7 +128,7 @@ def test_commands_of_the_readme_run_on_your_images(tree: Path) -> None:
     promised += [f"bench/{name}" for name in ("run.yaml", "report.html", "results.csv", "table.tex")]
     promised += ["compared/report.html", "from_python/report.html"]
     assert [name for name in promised if not (tree / "runs" / name).is_file()] == []
-    for run in ("bench", "mine", "from_file", "from_python"):
+    for run in ("bench", "mine", "dense", "from_file", "from_python"):
         assert list((tree / "runs" / run / "cells").glob("*.json")), run
     assert said
 

@@ -1,0 +1,474 @@
+"""Dense heads on drawn scenes: what they learn, by what they are chosen, and what nobody may touch."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image as Pillow
+from scipy.optimize import minimize_scalar
+from torch import nn
+
+from holdfast.configs import ProbeConfig
+from holdfast.data.batches import IGNORE, batches
+from holdfast.data.scenes import Scenes
+from holdfast.data.sources import images, open_source
+from holdfast.errors import ConfigError, ConflictError, DataError, Interrupted, TrustError
+from holdfast.models.checkpoint import load, save
+from holdfast.models.dense_files import read_dense_head
+from holdfast.models.encoder import Encoder
+from holdfast.records import DenseSpec
+from holdfast.signals import Stopping
+from holdfast.tasks.depth import Depth
+from holdfast.tasks.segmentation import Segmentation
+from holdfast.tasks.task import observe, still
+from holdfast.training import dense_fit, dense_probe
+from holdfast.training.dense_feed import Fresh, Kept, Seer, feed_for
+from holdfast.training.dense_fit import Plan, loss
+from holdfast.training.dense_scores import Scores, best_class, best_depth
+from holdfast.training.dense_splits import Part, parts_for
+from holdfast.training.dense_views import STILL, Views
+from holdfast.training.probe import probe
+from holdfast.training.schedule import learning_rate
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "scenes_resnet8.safetensors"
+
+
+def _quiet(text):
+    del text
+
+
+def _config(out, **fields):
+    """Few, small scenes; one deep level, which costs the least."""
+    small = {"size": 16, "limit": 32, "batch": 16, "epochs": 2, "levels": ("stage3",), "lr": 0.01}
+    return ProbeConfig(encoder=str(GOLDEN), out=str(out), **{"task": "segmentation", **small, **fields})
+
+
+def _report(out):
+    return json.loads((out / "probe.json").read_text())
+
+
+# -- what is learned ---------------------------------------------------------------------------------------------------
+
+
+def test_a_linear_head_learns_to_segment_and_its_report_is_what_its_file_gives(tmp_path):
+    learns = {"size": 32, "limit": 96, "epochs": 25, "levels": ()}
+    out = probe(_config(tmp_path / "p", **learns), say=_quiet)
+    found, read = _report(out), read_dense_head(out)
+    assert found["test"]["miou"] > 2 * found["test"]["constant"]["miou"] > 0.1
+    assert (found["task"], found["kind"]) == ("segmentation", "linear")
+    assert found["levels"] == ["stage1", "stage2", "stage3"] and found["classes"][:2] == ["background", "disk"]
+    assert found["digest_of_head"] == read.digest
+    source, encoder = open_source(images("scenes", split="test", size=32, limit=96)), load(str(GOLDEN))
+    assert found["test"]["digest"] == source.data.digest_of_images and found["test"]["images"] == 96
+    task = Segmentation(read.head, read.parts)
+    counts = []
+    with still(encoder, task):
+        for batch in batches(source, size=16):
+            counts.append(observe(task, encoder, batch.pixels, batch.rows)["counts"])
+    within, predicted, labelled = torch.cat(counts).sum(0).double().unbind(1)
+    ious = within / (predicted + labelled - within)
+    assert found["test"]["miou"] == pytest.approx(float(ious.mean()), abs=1e-3)
+    assert found["test"]["iou/disk"] == pytest.approx(float(ious[1]), abs=2e-3)
+
+
+def test_depth_is_better_than_the_best_constant(tmp_path):
+    learns = {"size": 16, "limit": 64, "epochs": 20, "levels": ("stage2", "stage3")}
+    out = probe(_config(tmp_path / "p", task="depth", **learns), say=_quiet)
+    found = _report(out)
+    assert found["test"]["rmse"] < 0.9 * found["test"]["constant"]["rmse"]
+    assert (found["kind"], found["outputs"], found["far"], found["near"]) == ("bins", 256, 10.0, 0.001)
+    assert "classes" not in found and read_dense_head(out).parts == ()
+    assert found["test"]["constant"]["rmse"] <= 3.0 and 0 < found["test"]["delta1"] < 1
+
+
+@pytest.mark.parametrize(("task", "kind"), [("segmentation", "upernet"), ("segmentation", "dpt"), ("depth", "dpt")])
+def test_every_kind_can_be_fitted_on_crops(tmp_path, task, kind):
+    fields = {"augment": "crop", "crop_size": 8, "limit": 16, "batch": 8, "epochs": 1, "width": 8, "lr": 1e-3}
+    found = _report(probe(_config(tmp_path / "p", task=task, kind=kind, **fields), say=_quiet))
+    assert found["kind"] == kind and not found["fit"]["kept"]
+    assert math.isfinite(found["test"]["miou" if task == "segmentation" else "rmse"])
+
+
+def test_the_best_constant_class_is_the_one_that_is_seen_most():
+    labelled = torch.tensor([30.0, 60.0, 0.0, 10.0]).numpy()
+    assert best_class(labelled, ("a", "b", "c", "d")) == {"class": "b", "miou": pytest.approx(0.6 / 3)}
+    assert best_class(0 * labelled, ("a", "b", "c", "d")) == {}
+
+
+def test_the_best_constant_depth_is_that_of_a_search_and_of_the_plain_case():
+    flat = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0], [5.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double().numpy()
+    # |2 - c| twice and |5 - c|: the median, and nothing of the image that has no depth.
+    assert best_depth(flat) == {"metres": pytest.approx(2.0), "rmse": pytest.approx(1.0)}
+    moments = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double().numpy()
+    moments[:, 2] = 1
+
+    def worth(c):
+        return ((moments[:, 1] + (c - moments[:, 0]) ** 2) ** 0.5).mean()
+
+    best = minimize_scalar(worth, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
+    assert best_depth(moments)["rmse"] == pytest.approx(best.fun, abs=1e-12)
+    assert best_depth(flat[3:]) == {}
+
+
+# -- the same every time -----------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_equal_to_the_bit_whether_features_are_kept_or_not(tmp_path, monkeypatch):
+    state = torch.get_rng_state()
+    first, again = (probe(_config(tmp_path / name), say=_quiet) for name in "ab")
+    monkeypatch.setattr(dense_probe, "KEPT", 0)
+    fresh = probe(_config(tmp_path / "c"), say=_quiet)
+    other = probe(_config(tmp_path / "d", seed=1), say=_quiet)
+    reports = [_report(out) for out in (first, again, fresh, other)]
+    assert [report["fit"]["kept"] for report in reports] == [True, True, False, False]
+    heads = [report["digest_of_head"] for report in reports]
+    assert heads[0] == heads[1] == heads[2] != heads[3]
+    assert reports[0]["test"] == reports[1]["test"] == reports[2]["test"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_window_that_covers_the_image_changes_nothing_and_several_are_fitted_through(tmp_path):
+    plain = _report(probe(_config(tmp_path / "a"), say=_quiet))
+    one = _report(probe(_config(tmp_path / "b", window=16), say=_quiet))
+    several = _report(probe(_config(tmp_path / "c", window=12, stride=4, epochs=1), say=_quiet))
+    assert one["digest_of_head"] == plain["digest_of_head"] and one["test"] == plain["test"]
+    assert not several["fit"]["kept"] and several["digest_of_head"] != plain["digest_of_head"]
+
+
+def _seer(batch=8, task="segmentation"):
+    encoder, config = load(str(GOLDEN)), _config("none", task=task, limit=20)
+    parts = parts_for(config, encoder.geometry)
+    return Seer(encoder, dense_probe._task(encoder, parts, config), batch), parts
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_kept_and_fresh_features_and_truth_are_the_same_whatever_is_flipped(task):
+    seer, parts = _seer(task=task)
+    places, views = torch.tensor([5, 3, 17, 0, 19, 2, 11, 8, 7]), Views("flip", seed=2)
+    kept, fresh = Kept(seer, parts.train, views), Fresh(seer, parts.train, views)
+    assert kept.held > 0 and isinstance(feed_for(seer, parts.train, views, most=kept.held), Kept)
+    assert isinstance(feed_for(seer, parts.train, views, most=kept.held - 1), Fresh)
+    with torch.no_grad(), still(seer.encoder, seer.task):
+        for epoch in (0, 1):
+            for a, b in zip(kept.sights(places, epoch), fresh.sights(places, epoch), strict=True):
+                assert a.rows.keys() - {"label"} == b.rows.keys() - {"label"}
+                assert all(torch.equal(a.rows[name], b.rows[name]) for name in a.rows)
+                assert all(torch.equal(value, b.out()[name]) for name, value in a.out().items())
+
+
+def test_nothing_is_random_where_a_head_is_tried():
+    seer, parts = _seer()
+    fresh = Fresh(seer, parts.val, STILL)
+    with torch.no_grad(), still(seer.encoder, seer.task):
+        first, later = ([s.out()["logits"] for s in fresh.sights(torch.arange(20), epoch)] for epoch in (0, 9))
+    assert all(torch.equal(a, b) for a, b in zip(first, later, strict=True))
+    once, twice = (dense_probe.measured(seer.encoder, seer.task, parts.val, 8).metrics() for _ in range(2))
+    assert once == twice
+
+
+def test_a_class_that_never_occurs_has_no_iou(tmp_path):
+    out = probe(_config(tmp_path / "p", limit=16, classes="disk,star", val_share=0.5, epochs=1), say=_quiet)
+    assert {name for name in _report(out)["test"] if name.startswith("iou/")} == {
+        "iou/background",
+        "iou/disk",
+        "iou/star",
+    }
+
+
+# -- what chooses, and what is not touched -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "values", "best"), [("segmentation", [1, 5, 5, 2], 2), ("depth", [4, 3, 1, 9], 3)])
+def test_the_head_is_the_best_by_validation_and_not_the_last(tmp_path, monkeypatch, task, values, best):
+    left, seen = list(values), []
+
+    def chosen_by(scores):
+        assert not scores.task.head.training
+        seen.append({name: t.clone() for name, t in scores.task.head.state_dict().items()})
+        return float(left.pop(0))
+
+    monkeypatch.setattr(Scores, "chosen_by", chosen_by)
+    out = probe(_config(tmp_path / "p", task=task, epochs=4), say=_quiet)
+    assert not left and _report(out)["fit"]["chosen_at_step"] == 2 * best
+    kept = read_dense_head(out).head.state_dict()
+    equal = [all(torch.equal(kept[name], t) for name, t in weights.items()) for weights in seen]
+    assert equal == [place == best - 1 for place in range(4)]
+
+
+def test_test_images_are_read_once_each_and_after_everything_else(tmp_path, monkeypatch):
+    order, plain = [], Scenes.read
+
+    def read(source, i):
+        order.append((source.data.split, i))
+        return plain(source, i)
+
+    monkeypatch.setattr(Scenes, "read", read)
+    monkeypatch.setattr(dense_probe, "KEPT", 0)
+    probe(_config(tmp_path / "p"), say=_quiet)
+    first = next(place for place, (split, _) in enumerate(order) if split == "test")
+    assert order[first:] == [("test", i) for i in range(32)]
+    assert {split for split, _ in order[:first]} == {"train", "val"}
+
+
+def test_the_encoder_is_left_as_it_was(tmp_path, monkeypatch):
+    encoder = load(str(GOLDEN)).train()
+    digest = encoder.digest()
+    monkeypatch.setattr(dense_probe, "load", lambda *_, **__: encoder)
+    probe(_config(tmp_path / "p"), say=_quiet)
+    assert encoder.digest() == digest and all(part.training for part in encoder.modules())
+    assert all(p.requires_grad and p.grad is None for p in encoder.parameters())
+
+
+def test_an_encoder_that_writes_into_itself_is_not_believed(tmp_path, monkeypatch):
+    encoder = load(str(GOLDEN))
+
+    def restless(part, *_):
+        part.weight.add_(1e-3)
+
+    encoder.trunk.bn1.register_forward_hook(restless)
+    monkeypatch.setattr(dense_probe, "load", lambda *_, **__: encoder)
+    with pytest.raises(TrustError, match="changed"):
+        probe(_config(tmp_path / "p"), say=_quiet)
+    assert not (tmp_path / "p" / "head.safetensors").exists() and not (tmp_path / "p" / "probe.json").exists()
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_does_nothing_and_says_so(tmp_path, monkeypatch):
+    out = probe(_config(tmp_path / "p"), say=_quiet)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert set(before) == {"head.safetensors", "probe.json", "metrics.jsonl", "run.yaml"}
+    said = []
+    monkeypatch.setattr(dense_probe, "fit_dense", None)
+    assert probe(_config(tmp_path / "p"), say=said.append) == out
+    assert len(said) == 1 and said[0].startswith("done")
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_another_config_or_other_weights_are_not_taken_for_this_one(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    shutil.copy(GOLDEN, path)
+    config = _config(tmp_path / "p").__class__
+    given = {"encoder": str(path), "task": "segmentation", "out": str(tmp_path / "p"), "size": 16, "limit": 16}
+    given |= {"levels": ("stage3",), "epochs": 1}
+    out = probe(config(**given), say=_quiet)
+    head = _report(out)["digest_of_head"]
+    with pytest.raises(ConflictError, match="width was 64, is 32"):
+        probe(config(**given, width=32), say=_quiet)
+    path.unlink()
+    save(load("random:cifar_resnet8:5"), path)
+    with pytest.raises(ConflictError, match="encoder f5d6811c1dc7, now"):
+        probe(config(**given), say=_quiet)
+    probe(config(**given, replace=True), say=_quiet)
+    assert _report(out)["digest_of_encoder"] == load(str(path)).digest() and _report(out)["digest_of_head"] != head
+
+
+def test_a_fit_that_is_stopped_goes_on_to_the_same_head(tmp_path, monkeypatch):
+    whole = _report(probe(_config(tmp_path / "whole", epochs=3), say=_quiet))
+    checks, plain = iter(range(100)), Stopping.check
+
+    def stop(stopping, done):
+        if next(checks) == 2:  # in the middle of the second epoch
+            raise Interrupted(done)
+        plain(stopping, done)
+
+    monkeypatch.setattr(Stopping, "check", stop)
+    with pytest.raises(Interrupted, match="step 3 of 6 done"):
+        probe(_config(tmp_path / "p", epochs=3), say=_quiet)
+    assert {file.name for file in (tmp_path / "p").iterdir()} == {"run.yaml", "state.pt", "metrics.jsonl"}
+    said = []
+    found = _report(probe(_config(tmp_path / "p", epochs=3), say=said.append))
+    assert any("continuing" in line and "step 3 of 6" in line for line in said)
+    assert found["digest_of_head"] == whole["digest_of_head"] and found["test"] == whole["test"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "p" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+
+
+def test_a_state_of_another_encoder_is_not_continued(tmp_path):
+    identity = {"encoder": "a" * 64, "images": "b" * 64}
+    dense_fit.resume.save_state(tmp_path, identity)
+    assert dense_fit.foreign(tmp_path, identity) == ""
+    assert "another encoder" in dense_fit.foreign(tmp_path, {**identity, "encoder": "c" * 64})
+    assert "other images" in dense_fit.foreign(tmp_path, {**identity, "images": "c" * 64})
+    assert dense_fit.foreign(tmp_path / "nowhere", identity) == ""
+
+
+def test_a_loss_that_is_no_number_leaves_no_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(dense_fit, "loss", lambda task, out, rows: out["logits"].sum() * torch.nan)
+    with pytest.raises(TrustError, match="not finite after step 1"):
+        probe(_config(tmp_path / "p"), say=_quiet)
+    assert {file.name for file in (tmp_path / "p").iterdir()} == {"run.yaml"}
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _masks(root, counts):
+    """A folder of images and masks with these splits."""
+    for split, count in counts.items():
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            values = torch.randint(0, 255, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Pillow.fromarray(values.numpy()).save(root / "images" / split / f"{split}{i}.png")
+            Pillow.fromarray((values[..., 0] // 128).numpy()).save(root / "masks" / split / f"{split}{i}.png")
+    (root / "classes.txt").write_text("dark\nbright\n")
+    return str(root)
+
+
+def test_a_share_of_the_training_images_chooses_where_there_is_no_val(tmp_path):
+    root = _masks(tmp_path / "set", {"train": 20, "test": 4})
+    config = _config(tmp_path / "p", data=root, val_share=0.25, size=0, limit=0)
+    parts, same, other = (
+        parts_for(c, load(str(GOLDEN)).geometry) for c in (config, config, _config("p", data=root, limit=0, seed=3))
+    )
+    assert [len(part.indices) for part in parts] == [15, 5, 4]
+    assert not {*parts.train.ids} & {*parts.val.ids} and len({*parts.train.ids, *parts.val.ids}) == 20
+    assert parts.val.indices == same.val.indices and parts.digest == same.digest
+    assert parts.digest != other.digest
+    assert "5 images of train that were held out" in parts.spoken()
+    found = _report(probe(config, say=_quiet))
+    assert (found["train"]["images"], found["val"]["images"], found["test"]["images"]) == (15, 5, 4)
+
+
+def test_val_is_measured_where_there_is_no_test_and_chooses_where_there_is(tmp_path):
+    sides = load(str(GOLDEN)).geometry
+    two = _masks(tmp_path / "two", {"train": 10, "val": 3})
+    parts = parts_for(_config("p", data=two, limit=0), sides)
+    assert (parts.test.name, len(parts.test.indices), len(parts.val.indices)) == ("val", 3, 1)
+    three = _masks(tmp_path / "three", {"train": 10, "val": 3, "test": 2})
+    parts = parts_for(_config("p", data=three, limit=0), sides)
+    assert [(part.name, len(part.indices)) for part in parts] == [("train", 10), ("val", 3), ("test", 2)]
+    parts = parts_for(_config("p", data=three, limit=0, test_split="val"), sides)
+    assert (parts.test.name, parts.val.name) == ("val", "train that were held out")
+
+
+def test_images_that_will_not_do_are_refused_with_what_to_type(tmp_path):
+    sides = load(str(GOLDEN)).geometry
+    two = _masks(tmp_path / "two", {"train": 10, "test": 3})
+    cases = [
+        ({"data": two, "test_split": "train"}, "fitted on"),
+        ({"data": two, "test_split": "nowhere"}, "Give --test-split test"),
+        ({"data": _masks(tmp_path / "one", {"train": 3})}, "folders train and test"),
+        ({"data": two, "task": "depth"}, "depth_folder:"),
+        ({"data": f"folder:{two}/images", "split": "train", "test_split": "test"}, "has no masks"),
+    ]
+    for fields, message in cases:
+        with pytest.raises(DataError, match=message):
+            parts_for(_config("p", limit=0, **fields), sides)
+    with pytest.raises(ConfigError, match="--val-share"):
+        parts_for(_config("p", data=two, limit=0, val_share=0.01), sides)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"level": "stage1"}, "--levels stage1"),
+        ({"crop_size": 8}, "--augment crop"),
+        ({"augment": "crop", "crop_size": 40}, "--crop-size 16"),
+        ({"val_share": 1.0}, "--val-share"),
+        ({"iterations": -1}, "--iterations"),
+        ({"stride": 4}, "no window"),
+        ({"kind": "bins"}, 'no head "bins" for segmentation'),
+        ({"levels": ("stage9",)}, 'no map at "stage9"'),
+        ({"cls": "yes"}, "no class token"),
+        ({"width": 0}, "--width"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        probe(_config(tmp_path / "p", **fields), say=_quiet)
+    assert not (tmp_path / "p" / "head.safetensors").exists()
+
+
+def test_an_encoder_that_shows_vectors_alone_is_refused(tmp_path, monkeypatch):
+    flat = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)))
+    monkeypatch.setattr(dense_probe, "load", lambda *_, **__: flat)
+    with pytest.raises(ConfigError, match=r"no map|has no level"):
+        probe(_config(tmp_path / "p", levels=()), say=_quiet)
+
+
+# -- the fit, in numbers -----------------------------------------------------------------------------------------------
+
+
+def _plan(**fields):
+    plain = {"images": 40, "batch": 8, "total": 100, "lr": 2.0, "weight_decay": 0.0, "schedule": "poly", "seed": 0}
+    return Plan(**{**plain, **fields})
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_its_name_says():
+    plan = _plan()
+    assert [plan.rate(step) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert plan.rate(5) == 2.0
+    assert plan.rate(100 - 19) == pytest.approx(2 * (19 / 95) ** 0.9)
+    assert 0 < plan.rate(99) < 0.04
+    cosine = _plan(schedule="cosine")
+    assert [cosine.rate(s) for s in (3, 50)] == [learning_rate(s, total=100, warmup=5, peak=2.0) for s in (3, 50)]
+
+
+def test_a_head_is_tried_twenty_times_at_most_after_whole_epochs_and_at_the_end():
+    def due(plan):
+        return [step for step in range(1, plan.total + 1) if plan.due(step)]
+
+    assert due(_plan()) == list(range(5, 101, 5))
+    assert due(_plan(total=503)) == [*range(30, 503, 30), 503]
+    assert due(_plan(total=3)) == [3]
+
+
+def test_where_a_plan_leaves_the_defaults_of_a_linear_head():
+    _, parts = _seer()
+    plain = dense_probe.plan_for(ProbeConfig(task="depth", epochs=3), parts)
+    assert (plain.lr, plain.batch, plain.total) == (1e-3, 16, 3)
+    given = dense_probe.plan_for(ProbeConfig(lr=0.02, batch=64, iterations=7), parts)
+    assert (given.lr, given.batch, given.total) == (0.02, 20, 7)
+
+
+def _head(outputs=2):
+    spec = DenseSpec(task="segmentation", kind="linear", levels=("patch",), channels=(3,), outputs=outputs)
+    with torch.random.fork_rng(devices=[]):
+        return dense_probe.build_head(spec)
+
+
+def test_the_loss_of_segmentation_is_a_mean_over_what_is_labelled():
+    task = Segmentation(_head(), ("a", "b"))
+    logits = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1).repeat(2, 1, 1, 2).requires_grad_()
+    mask = torch.tensor([[[0, IGNORE]], [[IGNORE, 1]]])
+    right = math.log1p(math.exp(-2.0))
+    assert float(loss(task, {"logits": logits}, {"mask": mask})) == pytest.approx((right + 2 + right) / 2)
+    nothing = loss(task, {"logits": logits}, {"mask": torch.full_like(mask, IGNORE)})
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert float(nothing) == 0 and not gradient.any()
+
+
+def test_the_loss_of_depth_is_silog_of_the_batch_and_a_gradient_within_images():
+    task = Depth(_head(), max_depth=10.0)
+    truth = torch.full((4, 9, 9), 2.0)
+    truth[0, 0, 0] = 0  # not measured
+    scale = math.log((2 * 1.5 + 1e-3) / (2 + 1e-3))
+    same = float(loss(task, {"depth": truth.clamp_min(1) * 1.5}, {"depth": truth}))
+    assert same == pytest.approx(math.sqrt(0.15) * scale, rel=1e-4)
+    # Scales that differ between images are seen, and no pixel is compared with one of another image (D1.3).
+    depth = truth.clamp_min(1).clone()
+    depth[2:] *= 1.5
+    n, half = 4 * 81 - 1, 2 * 81
+    mean = scale * half / n
+    variance = (half * (scale - mean) ** 2 + (n - half) * mean**2) / (n - 1)
+    found = float(loss(task, {"depth": depth}, {"depth": truth}))
+    assert found == pytest.approx(math.sqrt(variance + 0.15 * mean**2), rel=1e-4)
+    # An edge across the width is seen by the gradient as one across the height is.
+    tall, wide = (2 * torch.ones(1, 9, 9) for _ in range(2))
+    tall[:, 5:], wide[:, :, 5:] = 3.0, 3.0
+    edges = [float(loss(task, {"depth": x}, {"depth": truth[1:2]})) for x in (tall, wide)]
+    assert edges[0] == pytest.approx(edges[1], rel=1e-5)
+    nothing = loss(task, {"depth": depth.requires_grad_()}, {"depth": 0 * truth})
+    assert float(nothing) == 0 and bool(torch.isfinite(torch.autograd.grad(nothing, depth)[0]).all())
+
+
+def test_a_part_that_is_a_whole_source_has_its_digest():
+    source = open_source(images("scenes", split="val", size=16, limit=6))
+    assert Part(source, list(range(6)), "val").digest == source.data.digest_of_images
+    assert Part(source, [0, 1], "val").digest != Part(source, [0, 2], "val").digest
