@@ -140,7 +140,7 @@ def _sums(verdicts: list[Verdict]) -> list[str]:
         said = f"contradictions in {_count(wrong, 'cell')}" if wrong else "no contradiction"
         none = "" if looked else "no adversarial images; "
         cells = _count(len(compared), "cell")
-        lines.append(f"{none}all numbers of {cells} compared with each other, not measured again: {said}")
+        lines.append(f"{none}the records of {cells} compared with their outcomes, not measured again: {said}")
     return lines
 
 

@@ -17,7 +17,7 @@ def counts_of(confusion: Counts) -> Counts:
 
 
 def drawn(seed: int, attacks: int, n: int, k: int) -> Counts:
-    """Counts of n images under several attacks, whose masks are the same; some images hold few classes, one holds none."""
+    """Counts of n images under several attacks, whose masks are the same; some hold few classes, the first none."""
     random = np.random.default_rng(seed)
     labelled = random.integers(0, 40, (n, k)) * (random.random((n, k)) < 0.6)
     labelled[0] = 0
@@ -43,17 +43,17 @@ def test_pixel_accuracy_by_hand_and_ties_to_the_first() -> None:
 def test_miou_has_a_selection_of_its_own() -> None:
     """Two images of 100 pixels of class 0, the first with 4 of class 1 besides, which is all there is of it.
 
-    Attack A leaves of both images 60 pixels of class 0 and all of class 1; attack B leaves 80 of class 0 and none of
-    class 1. By pixels A is the worse on both images, mIoU = (120/204 + 4/84) / 2 or so; with B on the first image class
-    1 is gone.
+    Attack A leaves 60 pixels of class 0 in both images and all of class 1, attack B 80 and none; what they take from
+    class 0 is answered as class 2. By pixels A is the worse on both: mIoU = (120/200 + 1 + 0) / 3. With B on the first
+    image class 1 is gone, and four of its pixels are answered as class 0.
     """
-    a = counts_of(np.array([[[60, 40], [0, 4]], [[60, 40], [0, 0]]]))
-    b = counts_of(np.array([[[80, 20], [4, 0]], [[80, 20], [0, 0]]]))
+    a = counts_of(np.array([[[60, 0, 40], [0, 4, 0], [0, 0, 0]], [[60, 0, 40], [0, 0, 0], [0, 0, 0]]]))
+    b = counts_of(np.array([[[80, 0, 20], [4, 0, 0], [0, 0, 0]], [[80, 0, 20], [0, 0, 0], [0, 0, 0]]]))
     by_attack = np.stack([a, b])
     assert worst_pixel_accuracy(by_attack).tolist() == [0, 0]
     best = min(itertools.product(range(2), repeat=2), key=lambda c: float(mean_iou(together(by_attack, np.array(c)))))
     assert worst_miou(by_attack).tolist() == list(best) == [1, 0]
-    assert float(mean_iou(together(by_attack, np.array([1, 0])))) == pytest.approx((140 / 204 + 0) / 2)
+    assert float(mean_iou(together(by_attack, np.array([1, 0])))) == pytest.approx(140 / 204 / 3)
 
 
 @pytest.mark.parametrize("seed", range(8))

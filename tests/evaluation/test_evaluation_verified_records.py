@@ -114,7 +114,7 @@ def test_a_false_number_of_a_clean_record_is_found(run: Run, tmp_path: Path, tas
 
 def test_a_run_without_an_attack_is_compared_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", (PLAIN,), n=16, corruptions=("fog",), attacks=())
-    asked = f"no adversarial images; all numbers of {len(run.results)} cells compared with each other"
+    asked = f"no adversarial images; the records of {len(run.results)} cells compared with their outcomes"
     assert judged(run.folder) == [f"{asked}, not measured again: no contradiction"]
 
 

@@ -86,7 +86,7 @@ def test_every_attacked_cell_of_a_run_is_judged(run: Run) -> None:
     assert len(cells) == 4 and 0 < kept < 4 * 24
     assert lines[-2:] == [
         f"{kept} of 96 adversarial images of 4 cells judged anew in float32: everything about them agrees",
-        f"all numbers of {len(run.results)} cells compared with each other, not measured again: no contradiction",
+        f"the records of {len(run.results)} cells compared with their outcomes, not measured again: no contradiction",
     ]
     assert sum(f"{len(run.gallery(r.id)['id'])} of 24 " in line for r in cells for line in lines if r.id in line) == 4
     for result in cells:

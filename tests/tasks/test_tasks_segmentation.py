@@ -44,7 +44,7 @@ class Fitted:
     """An encoder with a head that has seen the masks of some scenes, and other scenes; image 3 has no label."""
 
     def __init__(self) -> None:
-        pixels, mask, parts = scenes("train", 64)
+        pixels, mask, parts = scenes("train", 192)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             trunk = nn.Sequential(
@@ -55,9 +55,10 @@ class Fitted:
         self.task = Segmentation(head, parts)
         see, weights = seer(self.encoder, self.task), [*self.encoder.parameters(), *head.parameters()]
         adam = torch.optim.Adam(weights, 5e-3)
-        for _ in range(120):
+        for step in range(240):
+            some = slice(32 * (step % 6), 32 * (step % 6) + 32)
             adam.zero_grad()
-            self.task.pushes["ce"](see(pixels), {"mask": mask}, torch.zeros(64)).mean().backward()
+            self.task.pushes["ce"](see(pixels[some]), {"mask": mask[some]}, torch.zeros(32)).mean().backward()
             adam.step()
         adam.zero_grad()
         head.eval()
@@ -124,7 +125,8 @@ def test_miou_is_that_of_the_set_as_torchmetrics_has_it_and_no_mean_of_images() 
     metrics = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
     random = torch.Generator().manual_seed(4)
     answer = torch.randint(6, (8, 12, 12), generator=random)
-    mask = torch.where(torch.rand(8, 12, 12, generator=random) < 0.6, answer, torch.randint(6, (8, 12, 12), generator=random))
+    other, kept = torch.randint(6, (8, 12, 12), generator=random), torch.rand(8, 12, 12, generator=random)
+    mask = torch.where(kept < torch.arange(8)[:, None, None] / 8, answer, other)
     mask[:4] = mask[:4].clamp_max(2)  # classes that some images have not
     mask[:, 0] = IGNORE
     answer, mask = answer.clamp_max(4), mask.where((mask < 5) | (mask == IGNORE), 4)  # and one that none has
@@ -200,8 +202,8 @@ def test_every_harm_lowers_accuracy(push: str) -> None:
 
 def test_segpgd_is_no_weaker_than_pixel_pgd() -> None:
     made = fitted()
-    plain, segpgd = (float(mean_iou(made.counts(made.attacked(4 / 255, push).pixels).sum(0))) for push in ("ce", "segpgd"))
-    assert segpgd < plain + 0.005
+    plain, segpgd = (made.counts(made.attacked(4 / 255, push).pixels).sum(0) for push in ("ce", "segpgd"))
+    assert mean_iou(segpgd) < mean_iou(plain) + 0.005
 
 
 def test_an_image_without_a_label_is_left_alone_and_counts_nowhere() -> None:
@@ -272,12 +274,13 @@ def test_a_class_is_put_everywhere_by_targeted_segpgd_and_a_mask_where_it_says()
         clean = see(made.pixels)
         aims = made.task.aims(clean, made.rows, seed=0)
     known = made.mask != IGNORE
-    put = aims["ranked"][:, 0, None, None].expand_as(made.mask).where(known, IGNORE)
-    for rows, stage in ((dict(aims), {"target": 0}), ({"target_mask": put}, {})):
+    put = aims["ranked"][:, 1, None, None].expand_as(made.mask).where(known, IGNORE)
+    for rows, stage in ((dict(aims), {"target": 1}), ({"target_mask": put}, {})):
         found = made.attacked(8 / 255, "segpgd_target", {**made.rows, **rows}, **stage)
         with torch.no_grad():
-            before, after = ((out["logits"].argmax(1) == put)[known].float().mean() for out in (clean, see(found.pixels)))
-        assert float(after) > float(before) + 0.3
+            seen = clean, see(found.pixels)
+        before, after = (float((out["logits"].argmax(1) == put)[known].float().mean()) for out in seen)
+        assert after > before + 0.3
 
 
 def test_as_a_task() -> None:
@@ -285,8 +288,8 @@ def test_as_a_task() -> None:
     task = made.task
     assert isinstance(task, Dense) and task.level == DENSE and not task.stop and task.classes == len(task.parts)
     assert task.modules() == (task.head,) and task.absent() == {} and next(iter(task.pushes)) == "ce"
-    assert [m.name for m in task.measures()][:4] == ["miou", "pixel_accuracy", "mean_class_recall", f"iou/{task.parts[0]}"]
-    assert len(task.measures()) == 3 + task.classes
+    named = ["miou", "pixel_accuracy", "mean_class_recall", *(f"iou/{part}" for part in task.parts)]
+    assert [m.name for m in task.measures()] == named
     with pytest.raises(ConfigError, match="one vector"):
         task.read(made.encoder, torch.zeros(1, 3))
 
@@ -314,7 +317,7 @@ def test_refuses_other_numbers_of_classes_than_the_head_has(wrong: dict[str, tup
         ({"mask": torch.zeros(2, 4, 4)}, "float32"),
         ({"mask": torch.full((2, 4, 4), 9)}, "class 9; the head knows 0 to 8"),
         ({"mask": torch.full((2, 4, 4), -1)}, "class -1"),
-        ({"mask": torch.full((2, 4, 4), IGNORE), "target_mask": torch.full((2, 4, 4), 254)}, "target_mask has class 254"),
+        ({"mask": torch.full((2, 4, 4), IGNORE), "target_mask": torch.full((2, 4, 4), 254)}, "target_mask has class"),
     ],
 )
 def test_refuses_images_without_usable_masks(rows: dict[str, Tensor], message: str) -> None:

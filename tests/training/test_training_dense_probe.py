@@ -75,10 +75,10 @@ def test_a_linear_head_learns_to_segment_and_its_report_is_what_its_file_gives(t
 
 
 def test_depth_is_better_than_the_best_constant(tmp_path):
-    learns = {"size": 16, "limit": 64, "epochs": 20, "levels": ("stage2", "stage3")}
+    learns = {"size": 32, "limit": 64, "batch": 8, "epochs": 10, "lr": 3e-3, "levels": ("stage2", "stage3")}
     out = probe(_config(tmp_path / "p", task="depth", **learns), say=_quiet)
     found = _report(out)
-    assert found["test"]["rmse"] < 0.9 * found["test"]["constant"]["rmse"]
+    assert found["test"]["rmse"] < 0.85 * found["test"]["constant"]["rmse"]
     assert (found["kind"], found["outputs"], found["far"], found["near"]) == ("bins", 256, 10.0, 0.001)
     assert "classes" not in found and read_dense_head(out).parts == ()
     assert found["test"]["constant"]["rmse"] <= 3.0 and 0 < found["test"]["delta1"] < 1
