@@ -28,16 +28,24 @@ def windows() -> ModuleType:
 
 
 def test_windows_beside_a_loop(windows: ModuleType, tmp_path: Path) -> None:
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("peak memory is read from /proc")
-    found = windows.main([*TINY, "--large", "96", "128", "--out", str(tmp_path / "found.json")])
+    found = windows.main([*TINY, "--large", "0", "0", "--out", str(tmp_path / "found.json")])
     (row,) = found["small"]
     assert row["windows per image"] == 9
     assert {*row["seconds"]} == {"holdfast", "holdfast recompute", "loop", "limit"}
     assert all(s > 0 for took in row["seconds"].values() for s in took.values())
     assert max(row["largest difference from the loop"].values()) < 1e-4
-    assert found["large"]["recompute / keep, peak MB"] < 1
+    assert found["large"] is None
     assert json.loads((tmp_path / "found.json").read_text()) == found
+
+
+@pytest.mark.parametrize("name", ["holdfast", "holdfast recompute"])
+def test_a_contender_alone_says_what_it_adds(windows: ModuleType, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from /proc")
+    windows.main([*TINY, "--large", "96", "128", "--alone", name])
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0
+    assert 0 <= found["peak MB"] < 2000
 
 
 def test_all_take_the_same_step(windows: ModuleType) -> None:

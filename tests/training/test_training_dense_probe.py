@@ -75,7 +75,7 @@ def test_a_linear_head_learns_to_segment_and_its_report_is_what_its_file_gives(t
 
 
 def test_depth_is_better_than_the_best_constant(tmp_path):
-    learns = {"size": 32, "limit": 64, "batch": 8, "epochs": 10, "lr": 3e-3, "levels": ("stage2", "stage3")}
+    learns = {"size": 32, "limit": 48, "batch": 8, "epochs": 8, "lr": 5e-3, "levels": ("stage2", "stage3")}
     out = probe(_config(tmp_path / "p", task="depth", **learns), say=_quiet)
     found = _report(out)
     assert found["test"]["rmse"] < 0.85 * found["test"]["constant"]["rmse"]
@@ -324,7 +324,7 @@ def test_a_share_of_the_training_images_chooses_where_there_is_no_val(tmp_path):
     root = _masks(tmp_path / "set", {"train": 20, "test": 4})
     config = _config(tmp_path / "p", data=root, val_share=0.25, size=0, limit=0)
     parts, same, other = (
-        parts_for(c, load(str(GOLDEN)).geometry) for c in (config, config, _config("p", data=root, limit=0, seed=3))
+        parts_for(c, load(str(GOLDEN)).geometry) for c in (config, config, _config("p", data=root, size=0, limit=0, seed=3))
     )
     assert [len(part.indices) for part in parts] == [15, 5, 4]
     assert not {*parts.train.ids} & {*parts.val.ids} and len({*parts.train.ids, *parts.val.ids}) == 20
@@ -338,12 +338,12 @@ def test_a_share_of_the_training_images_chooses_where_there_is_no_val(tmp_path):
 def test_val_is_measured_where_there_is_no_test_and_chooses_where_there_is(tmp_path):
     sides = load(str(GOLDEN)).geometry
     two = _masks(tmp_path / "two", {"train": 10, "val": 3})
-    parts = parts_for(_config("p", data=two, limit=0), sides)
+    parts = parts_for(_config("p", data=two, size=0, limit=0), sides)
     assert (parts.test.name, len(parts.test.indices), len(parts.val.indices)) == ("val", 3, 1)
     three = _masks(tmp_path / "three", {"train": 10, "val": 3, "test": 2})
-    parts = parts_for(_config("p", data=three, limit=0), sides)
+    parts = parts_for(_config("p", data=three, size=0, limit=0), sides)
     assert [(part.name, len(part.indices)) for part in parts] == [("train", 10), ("val", 3), ("test", 2)]
-    parts = parts_for(_config("p", data=three, limit=0, test_split="val"), sides)
+    parts = parts_for(_config("p", data=three, size=0, limit=0, test_split="val"), sides)
     assert (parts.test.name, parts.val.name) == ("val", "train that were held out")
 
 
@@ -359,9 +359,9 @@ def test_images_that_will_not_do_are_refused_with_what_to_type(tmp_path):
     ]
     for fields, message in cases:
         with pytest.raises(DataError, match=message):
-            parts_for(_config("p", limit=0, **fields), sides)
+            parts_for(_config("p", size=0, limit=0, **fields), sides)
     with pytest.raises(ConfigError, match="--val-share"):
-        parts_for(_config("p", data=two, limit=0, val_share=0.01), sides)
+        parts_for(_config("p", data=two, size=0, limit=0, val_share=0.01), sides)
 
 
 @pytest.mark.parametrize(
@@ -386,9 +386,9 @@ def test_what_cannot_be_fitted_is_refused(tmp_path, fields, message):
 
 
 def test_an_encoder_that_shows_vectors_alone_is_refused(tmp_path, monkeypatch):
-    flat = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)))
+    flat = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)))
     monkeypatch.setattr(dense_probe, "load", lambda *_, **__: flat)
-    with pytest.raises(ConfigError, match=r"no map|has no level"):
+    with pytest.raises(ConfigError, match="no map"):
         probe(_config(tmp_path / "p", levels=()), say=_quiet)
 
 
@@ -438,10 +438,10 @@ def test_the_loss_of_segmentation_is_a_mean_over_what_is_labelled():
     logits = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1).repeat(2, 1, 1, 2).requires_grad_()
     mask = torch.tensor([[[0, IGNORE]], [[IGNORE, 1]]])
     right = math.log1p(math.exp(-2.0))
-    assert float(loss(task, {"logits": logits}, {"mask": mask})) == pytest.approx((right + 2 + right) / 2)
+    assert float(loss(task, {"logits": logits}, {"mask": mask}).detach()) == pytest.approx((right + 2 + right) / 2)
     nothing = loss(task, {"logits": logits}, {"mask": torch.full_like(mask, IGNORE)})
     (gradient,) = torch.autograd.grad(nothing, logits)
-    assert float(nothing) == 0 and not gradient.any()
+    assert float(nothing.detach()) == 0 and not gradient.any()
 
 
 def test_the_loss_of_depth_is_silog_of_the_batch_and_a_gradient_within_images():
@@ -465,7 +465,7 @@ def test_the_loss_of_depth_is_silog_of_the_batch_and_a_gradient_within_images():
     edges = [float(loss(task, {"depth": x}, {"depth": truth[1:2]})) for x in (tall, wide)]
     assert edges[0] == pytest.approx(edges[1], rel=1e-5)
     nothing = loss(task, {"depth": depth.requires_grad_()}, {"depth": 0 * truth})
-    assert float(nothing) == 0 and bool(torch.isfinite(torch.autograd.grad(nothing, depth)[0]).all())
+    assert float(nothing.detach()) == 0 and bool(torch.isfinite(torch.autograd.grad(nothing, depth)[0]).all())
 
 
 def test_a_part_that_is_a_whole_source_has_its_digest():
