@@ -105,17 +105,8 @@ def aimed(
         surrogate = load(named, device=encoder.mean.device)
     models = [encoder] if surrogate is None or surrogate is encoder else [encoder, surrogate]
     tasks = [task_of(model, config, pixels) for model in models]
-    if tasks[-1].classes != tasks[0].classes:
-        raise ConfigError(
-            f"{models[-1].name} tells {tasks[-1].classes} classes apart, {encoder.name} {tasks[0].classes}.",
-            asked="An attack made on one encoder and judged on another was asked for.",
-            next="Attack them --through embedding, which needs no common classes.",
-        )
+    _check_classes(models, tasks)
     known, device = tasks[0].classes, encoder.mean.device
-    if isinstance(tasks[0], Classification) and known < 2:
-        raise ConfigError(
-            f"{encoder.name} tells {known} class apart: nothing can be confused.", next="Attack --through embedding."
-        )
     record = record_of(config, tasks[0])
     if labels is not None and known:
         _check_labels(labels, len(pixels), known)
@@ -341,6 +332,21 @@ def _towards(task: Task, out: Out, rows: Rows) -> Task:
             next="Name at least three images, or aim away.",
         )
     return towards(dataclasses.replace(task, bank=bank(out["embedding"], rows["key"], None)))
+
+
+def _check_classes(models: Sequence[Encoder], tasks: Sequence[Task]) -> None:
+    """Refuse encoders that tell other numbers of classes apart, or one class alone."""
+    known = tasks[0].classes
+    if tasks[-1].classes != known:
+        raise ConfigError(
+            f"{models[-1].name} tells {tasks[-1].classes} classes apart, {models[0].name} {known}.",
+            asked="An attack made on one encoder and judged on another was asked for.",
+            next="Attack them --through embedding, which needs no common classes.",
+        )
+    if isinstance(tasks[0], Classification) and known < 2:
+        raise ConfigError(
+            f"{models[0].name} tells {known} class apart: nothing can be confused.", next="Attack --through embedding."
+        )
 
 
 def _check_labels(labels: Tensor, images: int, classes: int) -> None:

@@ -350,6 +350,6 @@ def test_a_ball_that_it_does_not_know_is_refused() -> None:
 
 def test_windows_may_keep_to_a_longer_schedule() -> None:
     """Of 5,000 queries under the schedule of 10,000 the last proposals have windows of the seventh halving."""
-    search = Square(Linf(), steps=5000, schedule=10_000)
+    search = Square(BALLS["linf"], steps=5000, schedule=10_000)
     assert halvings(torch.tensor([10, 11, 4999]), search.schedule or search.steps).tolist() == [0, 1, 7]
-    assert halvings(torch.tensor([4999]), Square(Linf(), steps=5000).steps).tolist() == [9]
+    assert halvings(torch.tensor([4999]), Square(BALLS["linf"], steps=5000).steps).tolist() == [9]

@@ -39,7 +39,9 @@ def test_windows_beside_a_loop(windows: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["holdfast", "holdfast recompute"])
-def test_a_contender_alone_says_what_it_adds(windows: ModuleType, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_contender_alone_says_what_it_adds(
+    windows: ModuleType, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from /proc")
     windows.main([*TINY, "--large", "96", "128", "--alone", name])

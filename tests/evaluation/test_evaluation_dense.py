@@ -172,7 +172,8 @@ def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         bench(tmp_path, segmentation_heads=[])
     with pytest.raises(ConfigError, match=r"(?s)--depth-heads were given.*--tasks depth"):
         bench(tmp_path, tasks=["segmentation"])
-    save_head(build_head(spec_for(load(str(WEIGHTS)), "segmentation", outputs=2)), tmp_path / "two", parts=("a", "b"))
+    two = build_head(spec_for(load(str(WEIGHTS)), "segmentation", outputs=2))
+    save_head(two, tmp_path / "two", parts=("a", "b"))
     with pytest.raises(ConfigError, match="answers for 2 classes"):
         bench(tmp_path, segmentation_heads=[str(tmp_path / "two")])
 
@@ -187,4 +188,5 @@ def test_images_without_masks_are_refused(tmp_path: Path) -> None:
             for i in range(2):
                 Image.fromarray(np.full((32, 32, 3), 40 * i + 5, np.uint8)).save(folder / f"{i}.png")
     with pytest.raises(DataError, match="has no masks"):
-        bench(tmp_path, data=str(tmp_path / "imgs"), depth_heads=[], attacks=[], methods=["pgd"], tasks=["segmentation"])
+        given = {"depth_heads": [], "attacks": [], "methods": ["pgd"], "tasks": ["segmentation"]}
+        bench(tmp_path, data=str(tmp_path / "imgs"), **given)
