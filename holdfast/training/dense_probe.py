@@ -31,7 +31,7 @@ from holdfast.training.dense_fit import Fit, Plan, foreign, run
 from holdfast.training.dense_scores import CHOOSING, Scores, Tally
 from holdfast.training.dense_splits import Part, Parts, check_truth, parts_for
 from holdfast.training.dense_views import STILL, Views
-from holdfast.training.probing import HEAD, REPORT, check_numbers, folder_for
+from holdfast.training.probing import HEAD, REPORT, check_fields, folder_for
 
 PRODUCTS = (HEAD, REPORT, resume.STATE, resume.METRICS)
 LR, BATCH = 1e-3, 16
@@ -105,13 +105,11 @@ def check(config: ProbeConfig) -> None:
     """Refuse what no dense head can be fitted with, before anything is read.
 
     Raises:
-        ConfigError: a number out of its range, or a field that only a linear head of classification has.
+        ConfigError: a number out of its range, or a field that only a linear head of classification reads.
     """
-    check_numbers(config)
+    check_fields(config)
     if config.task == "classification":
         raise ConfigError("a dense head answers for every pixel.", next="Give --task segmentation or --task depth.")
-    if config.level != ProbeConfig().level:
-        raise ConfigError(f"--level {config.level} is of classification.", next=f"Give --levels {config.level}.")
     for name in ("iterations", "crop_size"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name.replace('_', '-')} starts at 0.")

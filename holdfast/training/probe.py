@@ -26,7 +26,7 @@ from holdfast.progress import Say, say
 from holdfast.records import Model
 from holdfast.tasks.features import check_unchanged, extract
 from holdfast.training import build, dense_probe, resume
-from holdfast.training.probing import HEAD, REPORT, check_numbers, folder_for
+from holdfast.training.probing import HEAD, REPORT, check_fields, folder_for
 from holdfast.training.schedule import learning_rate
 
 _BATCH = 256
@@ -98,7 +98,7 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
     """
     if config.task != "classification":
         return dense_probe.probe(config, say=say)
-    check_numbers(config)
+    check_fields(config)
     out = folder_for(config)
     resume.refuse_other(out, config, replace=config.replace)
     device = build.fabric_on(config.device).device

@@ -1,4 +1,4 @@
-"""What all probes share: where a head is written, and numbers that cannot be."""
+"""What all probes share: where a head is written, and fields that cannot be."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from holdfast.configs import ProbeConfig
 from holdfast.errors import ConfigError
 
 HEAD, REPORT = "head.safetensors", "probe.json"
+_DENSE = ("kind", "levels", "width", "cls", "window", "stride", "augment", "crop_size", "schedule", "iterations")
 
 
-def check_numbers(config: ProbeConfig) -> None:
+def check_fields(config: ProbeConfig) -> None:
     """Refuse what no head can be fitted with, before anything is read.
 
     Raises:
-        ConfigError: no encoder, or a number out of its range.
+        ConfigError: no encoder, a number out of its range, or a field that the task would pass over.
     """
     if not config.encoder:
         raise ConfigError("no encoder was named.", next="holdfast probe runs/a --data imgs/")
@@ -23,6 +24,14 @@ def check_numbers(config: ProbeConfig) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name} must be positive.")
     if config.weight_decay < 0:
         raise ConfigError(f"weight_decay is {config.weight_decay}.", next="--weight-decay starts at 0.")
+    plain, classifies = ProbeConfig(), config.task == "classification"
+    for name in _DENSE if classifies else ("level",):
+        value = getattr(config, name)
+        if value != getattr(plain, name):
+            raise ConfigError(
+                f"{name} {value if isinstance(value, str | int) else ' '.join(value)} says nothing for {config.task}.",
+                next="Add --task segmentation, or --task depth." if classifies else f"Name it with --levels {value}.",
+            )
 
 
 def folder_for(config: ProbeConfig) -> Path:

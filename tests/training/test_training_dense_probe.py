@@ -385,6 +385,12 @@ def test_what_cannot_be_fitted_is_refused(tmp_path, fields, message):
     assert not (tmp_path / "p" / "head.safetensors").exists()
 
 
+def test_a_field_of_dense_heads_is_not_passed_over_by_a_linear_one(tmp_path):
+    for fields, message in (({"kind": "upernet"}, "kind upernet says nothing"), ({"levels": ("a", "b")}, "levels a b")):
+        with pytest.raises(ConfigError, match=rf"{message}.*--task segmentation"):
+            probe(ProbeConfig(encoder=str(GOLDEN), out=str(tmp_path / "p"), **fields), say=_quiet)
+
+
 def test_an_encoder_that_shows_vectors_alone_is_refused(tmp_path, monkeypatch):
     flat = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)))
     monkeypatch.setattr(dense_probe, "load", lambda *_, **__: flat)
