@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from holdfast.attacks.methods import DENSE
 from holdfast.configs import VerifyConfig
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, DataError, TrustError
@@ -18,6 +19,8 @@ from holdfast.progress import Say
 from holdfast.records import Cell
 from holdfast.subjects import Stock
 from holdfast.tasks.classification import Classification
+from holdfast.tasks.depth import Depth
+from holdfast.tasks.segmentation import Segmentation
 
 SHOWN = 8
 
@@ -88,12 +91,12 @@ def heads_of(folder: Path, device: torch.device) -> HeadOf:
 
     def find(cell: Cell, encoder: Encoder) -> nn.Module | None:
         judge = cell.judge
-        if judge.task != "classification":
+        if judge.task not in ("classification", *DENSE):
             return None
         if judge.head == "own":
             # Without a head of its own, what a module returns was taken for logits.
             return None if encoder.head is not None else nn.Identity()
-        if judge.head == "given":
+        if judge.head == "given" and judge.task not in DENSE:
             found = read_head(cell.encoder.head)
             if found.digest != judge.digest_of_head:
                 raise TrustError(f"{cell.encoder.head} is not the head of the record.", next="Put the old file back.")
@@ -101,7 +104,7 @@ def heads_of(folder: Path, device: torch.device) -> HeadOf:
         if not stock:
             stock.append(Stock(read(folder).config, (), device=device, heads=folder / "heads"))
         task = stock[0].task(cell)
-        return task.head if isinstance(task, Classification) else None
+        return task.head if isinstance(task, Classification | Segmentation | Depth) else None
 
     return find
 

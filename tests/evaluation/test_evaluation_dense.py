@@ -11,7 +11,7 @@ import torch
 
 import holdfast
 from holdfast.data.scenes import CLASSES
-from holdfast.errors import ConfigError, DataError
+from holdfast.errors import ConfigError, DataError, TrustError
 from holdfast.evaluation.curves import Subject, subjects
 from holdfast.evaluation.dense_curves import curve, joint, per_class
 from holdfast.evaluation.measuring import NOT_THERE, measured
@@ -190,3 +190,21 @@ def test_images_without_masks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no masks"):
         given = {"depth_heads": [], "attacks": [], "methods": ["pgd"], "tasks": ["segmentation"]}
         bench(tmp_path, data=str(tmp_path / "imgs"), **given)
+
+
+def test_kept_images_are_judged_anew(run: Run) -> None:
+    """From disk, by other arithmetic; and a truth that was changed is found."""
+    said = "\n".join(holdfast.verify(str(run.folder)))
+    assert "everything about them agrees" in said and "not judged" not in said
+    direct = next(r for r in run.results if r.cell.attack and r.cell.attack.through == r.cell.judge.task == "depth")
+    path = run.folder / "images" / f"{direct.id}.npz"
+    held = dict(np.load(path))
+    before = path.read_bytes()
+    kept = run.gallery(direct.id)["id"].tolist()
+    held["rmse"][held["id"].tolist().index(kept[0])] += 0.1
+    np.savez(path, **held)
+    try:
+        with pytest.raises(TrustError):
+            holdfast.verify(str(run.folder))
+    finally:
+        path.write_bytes(before)

@@ -7,31 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image as Pillow
-from scipy.optimize import minimize_scalar
 from torch import nn
 
 from holdfast.configs import ProbeConfig
-from holdfast.data.batches import IGNORE, batches
+from holdfast.data.batches import batches
 from holdfast.data.scenes import Scenes
 from holdfast.data.sources import images, open_source
-from holdfast.errors import ConfigError, ConflictError, DataError, Interrupted, TrustError
+from holdfast.errors import ConfigError, ConflictError, Interrupted, TrustError
 from holdfast.models.checkpoint import load, save
 from holdfast.models.dense_files import read_dense_head
 from holdfast.models.encoder import Encoder
-from holdfast.records import DenseSpec
 from holdfast.signals import Stopping
-from holdfast.tasks.depth import Depth
 from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import observe, still
 from holdfast.training import dense_fit, dense_probe
 from holdfast.training.dense_feed import Fresh, Kept, Seer, feed_for
-from holdfast.training.dense_fit import Plan, loss
-from holdfast.training.dense_scores import Scores, best_class, best_depth
-from holdfast.training.dense_splits import Part, parts_for
+from holdfast.training.dense_scores import Scores
+from holdfast.training.dense_splits import parts_for
 from holdfast.training.dense_views import STILL, Views
 from holdfast.training.probe import probe
-from holdfast.training.schedule import learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "scenes_resnet8.safetensors"
 
@@ -64,10 +58,8 @@ def test_a_linear_head_learns_to_segment_and_its_report_is_what_its_file_gives(t
     source, encoder = open_source(images("scenes", split="test", size=32, limit=96)), load(str(GOLDEN))
     assert found["test"]["digest"] == source.data.digest_of_images and found["test"]["images"] == 96
     task = Segmentation(read.head, read.parts)
-    counts = []
     with still(encoder, task):
-        for batch in batches(source, size=16):
-            counts.append(observe(task, encoder, batch.pixels, batch.rows)["counts"])
+        counts = [observe(task, encoder, b.pixels, b.rows)["counts"] for b in batches(source, size=16)]
     within, predicted, labelled = torch.cat(counts).sum(0).double().unbind(1)
     ious = within / (predicted + labelled - within)
     assert found["test"]["miou"] == pytest.approx(float(ious.mean()), abs=1e-3)
@@ -90,27 +82,6 @@ def test_every_kind_can_be_fitted_on_crops(tmp_path, task, kind):
     found = _report(probe(_config(tmp_path / "p", task=task, kind=kind, **fields), say=_quiet))
     assert found["kind"] == kind and not found["fit"]["kept"]
     assert math.isfinite(found["test"]["miou" if task == "segmentation" else "rmse"])
-
-
-def test_the_best_constant_class_is_the_one_that_is_seen_most():
-    labelled = torch.tensor([30.0, 60.0, 0.0, 10.0]).numpy()
-    assert best_class(labelled, ("a", "b", "c", "d")) == {"class": "b", "miou": pytest.approx(0.6 / 3)}
-    assert best_class(0 * labelled, ("a", "b", "c", "d")) == {}
-
-
-def test_the_best_constant_depth_is_that_of_a_search_and_of_the_plain_case():
-    flat = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0], [5.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double().numpy()
-    # |2 - c| twice and |5 - c|: the median, and nothing of the image that has no depth.
-    assert best_depth(flat) == {"metres": pytest.approx(2.0), "rmse": pytest.approx(1.0)}
-    moments = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double().numpy()
-    moments[:, 2] = 1
-
-    def worth(c):
-        return ((moments[:, 1] + (c - moments[:, 0]) ** 2) ** 0.5).mean()
-
-    best = minimize_scalar(worth, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
-    assert best_depth(moments)["rmse"] == pytest.approx(best.fun, abs=1e-12)
-    assert best_depth(flat[3:]) == {}
 
 
 # -- the same every time -----------------------------------------------------------------------------------------------
@@ -304,64 +275,7 @@ def test_a_loss_that_is_no_number_leaves_no_head(tmp_path, monkeypatch):
     assert {file.name for file in (tmp_path / "p").iterdir()} == {"run.yaml"}
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
-def _masks(root, counts):
-    """A folder of images and masks with these splits."""
-    for split, count in counts.items():
-        for kind in ("images", "masks"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(count):
-            values = torch.randint(0, 255, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-            Pillow.fromarray(values.numpy()).save(root / "images" / split / f"{split}{i}.png")
-            Pillow.fromarray((values[..., 0] // 128).numpy()).save(root / "masks" / split / f"{split}{i}.png")
-    (root / "classes.txt").write_text("dark\nbright\n")
-    return str(root)
-
-
-def test_a_share_of_the_training_images_chooses_where_there_is_no_val(tmp_path):
-    root = _masks(tmp_path / "set", {"train": 20, "test": 4})
-    config = _config(tmp_path / "p", data=root, val_share=0.25, size=0, limit=0)
-    parts, same, other = (
-        parts_for(c, load(str(GOLDEN)).geometry) for c in (config, config, _config("p", data=root, size=0, limit=0, seed=3))
-    )
-    assert [len(part.indices) for part in parts] == [15, 5, 4]
-    assert not {*parts.train.ids} & {*parts.val.ids} and len({*parts.train.ids, *parts.val.ids}) == 20
-    assert parts.val.indices == same.val.indices and parts.digest == same.digest
-    assert parts.digest != other.digest
-    assert "5 images of train that were held out" in parts.spoken()
-    found = _report(probe(config, say=_quiet))
-    assert (found["train"]["images"], found["val"]["images"], found["test"]["images"]) == (15, 5, 4)
-
-
-def test_val_is_measured_where_there_is_no_test_and_chooses_where_there_is(tmp_path):
-    sides = load(str(GOLDEN)).geometry
-    two = _masks(tmp_path / "two", {"train": 10, "val": 3})
-    parts = parts_for(_config("p", data=two, size=0, limit=0), sides)
-    assert (parts.test.name, len(parts.test.indices), len(parts.val.indices)) == ("val", 3, 1)
-    three = _masks(tmp_path / "three", {"train": 10, "val": 3, "test": 2})
-    parts = parts_for(_config("p", data=three, size=0, limit=0), sides)
-    assert [(part.name, len(part.indices)) for part in parts] == [("train", 10), ("val", 3), ("test", 2)]
-    parts = parts_for(_config("p", data=three, size=0, limit=0, test_split="val"), sides)
-    assert (parts.test.name, parts.val.name) == ("val", "train that were held out")
-
-
-def test_images_that_will_not_do_are_refused_with_what_to_type(tmp_path):
-    sides = load(str(GOLDEN)).geometry
-    two = _masks(tmp_path / "two", {"train": 10, "test": 3})
-    cases = [
-        ({"data": two, "test_split": "train"}, "fitted on"),
-        ({"data": two, "test_split": "nowhere"}, "Give --test-split test"),
-        ({"data": _masks(tmp_path / "one", {"train": 3})}, "folders train and test"),
-        ({"data": two, "task": "depth"}, "depth_folder:"),
-        ({"data": f"folder:{two}/images", "split": "train", "test_split": "test"}, "has no masks"),
-    ]
-    for fields, message in cases:
-        with pytest.raises(DataError, match=message):
-            parts_for(_config("p", size=0, limit=0, **fields), sides)
-    with pytest.raises(ConfigError, match="--val-share"):
-        parts_for(_config("p", data=two, size=0, limit=0, val_share=0.01), sides)
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -396,85 +310,3 @@ def test_an_encoder_that_shows_vectors_alone_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dense_probe, "load", lambda *_, **__: flat)
     with pytest.raises(ConfigError, match="no map"):
         probe(_config(tmp_path / "p", levels=()), say=_quiet)
-
-
-# -- the fit, in numbers -----------------------------------------------------------------------------------------------
-
-
-def _plan(**fields):
-    plain = {"images": 40, "batch": 8, "total": 100, "lr": 2.0, "weight_decay": 0.0, "schedule": "poly", "seed": 0}
-    return Plan(**{**plain, **fields})
-
-
-def test_the_rate_rises_in_a_line_and_falls_as_its_name_says():
-    plan = _plan()
-    assert [plan.rate(step) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
-    assert plan.rate(5) == 2.0
-    assert plan.rate(100 - 19) == pytest.approx(2 * (19 / 95) ** 0.9)
-    assert 0 < plan.rate(99) < 0.04
-    cosine = _plan(schedule="cosine")
-    assert [cosine.rate(s) for s in (3, 50)] == [learning_rate(s, total=100, warmup=5, peak=2.0) for s in (3, 50)]
-
-
-def test_a_head_is_tried_twenty_times_at_most_after_whole_epochs_and_at_the_end():
-    def due(plan):
-        return [step for step in range(1, plan.total + 1) if plan.due(step)]
-
-    assert due(_plan()) == list(range(5, 101, 5))
-    assert due(_plan(total=503)) == [*range(30, 503, 30), 503]
-    assert due(_plan(total=3)) == [3]
-
-
-def test_where_a_plan_leaves_the_defaults_of_a_linear_head():
-    _, parts = _seer()
-    plain = dense_probe.plan_for(ProbeConfig(task="depth", epochs=3), parts)
-    assert (plain.lr, plain.batch, plain.total) == (1e-3, 16, 3)
-    given = dense_probe.plan_for(ProbeConfig(lr=0.02, batch=64, iterations=7), parts)
-    assert (given.lr, given.batch, given.total) == (0.02, 20, 7)
-
-
-def _head(outputs=2):
-    spec = DenseSpec(task="segmentation", kind="linear", levels=("patch",), channels=(3,), outputs=outputs)
-    with torch.random.fork_rng(devices=[]):
-        return dense_probe.build_head(spec)
-
-
-def test_the_loss_of_segmentation_is_a_mean_over_what_is_labelled():
-    task = Segmentation(_head(), ("a", "b"))
-    logits = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1).repeat(2, 1, 1, 2).requires_grad_()
-    mask = torch.tensor([[[0, IGNORE]], [[IGNORE, 1]]])
-    right = math.log1p(math.exp(-2.0))
-    assert float(loss(task, {"logits": logits}, {"mask": mask}).detach()) == pytest.approx((right + 2 + right) / 2)
-    nothing = loss(task, {"logits": logits}, {"mask": torch.full_like(mask, IGNORE)})
-    (gradient,) = torch.autograd.grad(nothing, logits)
-    assert float(nothing.detach()) == 0 and not gradient.any()
-
-
-def test_the_loss_of_depth_is_silog_of_the_batch_and_a_gradient_within_images():
-    task = Depth(_head(), max_depth=10.0)
-    truth = torch.full((4, 9, 9), 2.0)
-    truth[0, 0, 0] = 0  # not measured
-    scale = math.log((2 * 1.5 + 1e-3) / (2 + 1e-3))
-    same = float(loss(task, {"depth": truth.clamp_min(1) * 1.5}, {"depth": truth}))
-    assert same == pytest.approx(math.sqrt(0.15) * scale, rel=1e-4)
-    # Scales that differ between images are seen, and no pixel is compared with one of another image (D1.3).
-    depth = truth.clamp_min(1).clone()
-    depth[2:] *= 1.5
-    n, half = 4 * 81 - 1, 2 * 81
-    mean = scale * half / n
-    variance = (half * (scale - mean) ** 2 + (n - half) * mean**2) / (n - 1)
-    found = float(loss(task, {"depth": depth}, {"depth": truth}))
-    assert found == pytest.approx(math.sqrt(variance + 0.15 * mean**2), rel=1e-4)
-    # An edge across the width is seen by the gradient as one across the height is.
-    tall, wide = (2 * torch.ones(1, 9, 9) for _ in range(2))
-    tall[:, 5:], wide[:, :, 5:] = 3.0, 3.0
-    edges = [float(loss(task, {"depth": x}, {"depth": truth[1:2]})) for x in (tall, wide)]
-    assert edges[0] == pytest.approx(edges[1], rel=1e-5)
-    nothing = loss(task, {"depth": depth.requires_grad_()}, {"depth": 0 * truth})
-    assert float(nothing.detach()) == 0 and bool(torch.isfinite(torch.autograd.grad(nothing, depth)[0]).all())
-
-
-def test_a_part_that_is_a_whole_source_has_its_digest():
-    source = open_source(images("scenes", split="val", size=16, limit=6))
-    assert Part(source, list(range(6)), "val").digest == source.data.digest_of_images
-    assert Part(source, [0, 1], "val").digest != Part(source, [0, 2], "val").digest

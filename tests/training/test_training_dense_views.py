@@ -12,7 +12,7 @@ H, W = 12, 20
 
 
 def _batch(n=3):
-    """Images whose red is the row and green the column, beside a mask that numbers both, and a depth that is their sum."""
+    """Images whose red is the row and green the column, a mask that numbers both, and a depth that is their sum."""
     row, column = (torch.arange(H).view(1, H, 1).expand(n, H, W), torch.arange(W).view(1, 1, W).expand(n, H, W))
     pixels = torch.stack([row / H, column / W, torch.zeros(n, H, W)], 1)
     rows = {
@@ -26,9 +26,8 @@ def _batch(n=3):
 
 def _fixed(monkeypatch, *numbers):
     """Every image draws the same: mirror, enlarge, down, across."""
-    monkeypatch.setattr(
-        dense_views, "_drawn", lambda keys, views, epoch: torch.tensor([numbers], dtype=torch.float64).repeat(len(keys), 1)
-    )
+    row = torch.tensor([numbers], dtype=torch.float64)
+    monkeypatch.setattr(dense_views, "_drawn", lambda keys, views, epoch: row.expand(len(keys), -1))
 
 
 def test_nothing_is_drawn_where_nothing_is_asked_for():
