@@ -17,9 +17,10 @@ SEA is the ensemble of Croce, Singh and Hein (arXiv 2306.12941). As published (E
 wrong have the largest gradient of CE; each of these harms takes it from them in its own way.
 
 A masked harm falls when a pixel turns wrong, so that its own value says nothing about progress: what Auto-PGD compares
-iterates by is here the share of wrong pixels, and the gradient is that of the harm. (SEA's code compares by plain CE:
-weaker on drawn scenes at every radius.) `segpgd` changes with t, and its values at different steps do not compare:
-raise it by PGD.
+iterates by is here the share of wrong pixels, and the gradient is that of the harm. (SEA's code compares by plain CE.
+Of a small net on 24 drawn scenes at 10/255, 60 steps of `masked` left 28 % of pixels right when compared by their own
+value, 19 % by CE, 12 % by the share.) `segpgd` changes with t, and its values at different steps do not compare: raise
+it by PGD.
 
 Towards a target, `rows["target_mask"]` or the class `rows["target"]` everywhere, with y and "right" by the target and
 each raised as its negative: `ce_target`; `segpgd_target` with l where the pixel is there already and 1 - l elsewhere;

@@ -190,7 +190,7 @@ def test_pgd_lowers_accuracy_and_never_less_with_more_epsilon() -> None:
         sums = made.counts(found.pixels).sum(0)
         assert pixel_accuracy(sums) < before and not found.trace["broken_gradients"].any()
         before, lowest = pixel_accuracy(sums), found.score
-    assert before < 0.5 * pixel_accuracy(clean.sum(0)) and mean_iou(sums) < 0.3 * mean_iou(clean.sum(0))
+    assert before < 0.7 * pixel_accuracy(clean.sum(0)) and mean_iou(sums) < 0.5 * mean_iou(clean.sum(0))
 
 
 @pytest.mark.parametrize("push", LOSSES)
