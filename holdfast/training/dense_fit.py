@@ -110,7 +110,7 @@ class Fit:
         plan: in numbers.
         task: has the head, which is changed.
         train: gives images to fit on.
-        val: gives those that choose, as `trial` reads them.
+        val: those that choose.
         identity: of everything that the state on disk depends on beside the config: digests by name.
         out: where the state is kept; None = nowhere.
         step: steps done.

@@ -181,8 +181,8 @@ def test_every_flag_has_a_help_text(verb: str) -> None:
 
 
 def test_help_writes_a_radius_as_people_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["attack", "--help"]) == 0
-    assert "(default: 4/255)" in capsys.readouterr().out
+    assert cli.main(["train", "--help"]) == 0
+    assert "(default: 8/255)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
