@@ -103,7 +103,7 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
         level: features that a linear head of classification reads.
         kind: of a dense head: linear, upernet, dpt (segmentation); bins, dpt (depth); empty = linear, bins.
         levels: of the encoder that a dense head reads, from shallow to deep; empty = the last four blocks, or all
-            stages but the first.
+            stages but the first (for bins but the first two).
         width: channels of a decoder.
         cls: the class token stands beside every patch token: yes, no; auto = yes for depth where there is one.
         window: side of a sliding window in pixels; 0 = the whole image.
@@ -115,9 +115,9 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
         val_share: of the training images by which a dense head is chosen, where there is no val split.
         out: folder for `head.safetensors` and `probe.json`; empty = `probe` beside a run's checkpoint.
         epochs: full passes of the optimiser over the cached features.
-        lr: peak learning rate of the head.
+        lr: peak learning rate of the head; 0 = 0.01 of a linear head, 0.001 of a dense one.
         weight_decay: of the head's weight.
-        batch: images per forward pass of the encoder.
+        batch: images per forward pass of the encoder, and of a dense head per step; 0 = 256, of a dense head 16.
         test_split: split that the accuracy is measured on.
         replace: fit anew where `out` was made with another config.
     """
@@ -142,9 +142,9 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
     val_share: float = 0.1
     out: str = ""
     epochs: int = 100
-    lr: float = 1e-2
+    lr: float = 0.0
     weight_decay: float = 1e-4
-    batch: int = 256
+    batch: int = 0
     test_split: str = "test"
     replace: bool = False
 

@@ -174,15 +174,14 @@ def measured(encoder: Encoder, task: DenseTask, part: Part, batch: int) -> Tally
 
 
 def plan_for(config: ProbeConfig, parts: Parts) -> Plan:
-    """The numbers of a fit: where `lr` and `batch` are those that a linear head of classification starts from, they are
-    1e-3 and 16; a batch is never more than all images."""
+    """The numbers of a fit: `lr` and `batch` are 1e-3 and 16 where left open; a batch is never more than all images."""
     images = len(parts.train.indices)
-    batch = min(BATCH if config.batch == ProbeConfig().batch else config.batch, images)
+    batch = min(config.batch or BATCH, images)
     return Plan(
         images=images,
         batch=batch,
         total=config.iterations or config.epochs * (images // batch),
-        lr=LR if config.lr == ProbeConfig().lr else config.lr,
+        lr=config.lr or LR,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         seed=config.seed,

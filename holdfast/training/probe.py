@@ -29,6 +29,8 @@ from holdfast.training import build, dense_probe, resume
 from holdfast.training.probing import HEAD, REPORT, check_fields, folder_for
 from holdfast.training.schedule import learning_rate
 
+PASS, PEAK = 256, 1e-2
+"""Images per pass of the encoder and peak learning rate, where the config leaves them open."""
 _BATCH = 256
 
 
@@ -125,14 +127,14 @@ def _measured(
     encoder: Encoder, sources: tuple[Source, Source], config: ProbeConfig
 ) -> tuple[nn.Linear, dict[str, dict[str, Any]]]:
     """The head, and its accuracy on the images that it was fitted on and on the others."""
-    vectors = [extract(encoder, source, level=config.level, chunk=config.batch).vectors for source in sources]
+    vectors = [extract(encoder, source, level=config.level, chunk=config.batch or PASS).vectors for source in sources]
     labels = [torch.tensor(require_labels(source)) for source in sources]
     head = fit_linear(
         vectors[0],
         labels[0],
         classes=len(sources[0].classes),
         epochs=config.epochs,
-        lr=config.lr,
+        lr=config.lr or PEAK,
         weight_decay=config.weight_decay,
         seed=config.seed,
     )

@@ -19,11 +19,12 @@ def check_fields(config: ProbeConfig) -> None:
     """
     if not config.encoder:
         raise ConfigError("no encoder was named.", next="holdfast probe runs/a --data imgs/")
-    for name in ("epochs", "lr", "batch"):
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name} must be positive.")
-    if config.weight_decay < 0:
-        raise ConfigError(f"weight_decay is {config.weight_decay}.", next="--weight-decay starts at 0.")
+    if config.epochs < 1:
+        raise ConfigError(f"epochs is {config.epochs}.", next="--epochs must be positive.")
+    for name in ("lr", "batch", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{flag} must not be below 0.")
     plain, classifies = ProbeConfig(), config.task == "classification"
     for name in _DENSE if classifies else ("level",):
         value = getattr(config, name)

@@ -202,12 +202,13 @@ def test_default_levels() -> None:
     assert default_levels(deep, "dpt") == default_levels(deep, "upernet") == ("block1", "block3", "block5", "block7")
     assert default_levels(vit(depth=2), "dpt") == ("block0", "block1")
     assert default_levels(cnn(), "linear") == default_levels(cnn(), "dpt") == ("stage1", "stage2", "stage3")
+    assert default_levels(cnn(), "bins") == ("stage2", "stage3")
     assert default_levels(Encoder(nn.Conv2d(3, 4, 3))) == ("patch",)
 
 
 def test_a_spec_takes_widths_and_class_token_from_the_encoder() -> None:
     spec = spec_for(cnn(), "depth", outputs=256)
-    assert (spec.kind, spec.channels, spec.cls) == ("bins", (4, 8, 16), False)
+    assert (spec.kind, spec.channels, spec.cls) == ("bins", (8, 16), False)
     assert spec_for(vit(), "depth", outputs=256).cls
     assert not spec_for(vit(), "depth", "dpt", outputs=256).cls
     with pytest.raises(ConfigError, match=r'no head "upernett" for segmentation.*"upernet"'):

@@ -137,7 +137,7 @@ def test_a_patient_encoder_is_left_as_it_was(run, tmp_path, monkeypatch):
 def test_another_config_on_the_same_folder_is_refused(run, tmp_path):
     config = {"out": str(tmp_path / "probe"), "epochs": 1}
     probe(_config(run, **config), say=_quiet)
-    with pytest.raises(ConflictError, match=r"lr was 0\.01, is 0\.1"):
+    with pytest.raises(ConflictError, match=r"lr was 0\.0, is 0\.1"):
         probe(_config(run, lr=0.1, **config), say=_quiet)
 
 
