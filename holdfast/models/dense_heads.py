@@ -161,8 +161,8 @@ def default_levels(encoder: Encoder, kind: str = "") -> tuple[str, ...]:
     """The levels that a head reads where none are named, from shallow to deep.
 
     Of a ViT the last four blocks; for a decoder (`upernet`, `dpt`) four that are evenly spread, as DPT reads them
-    (Ranftl et al. 2021). Of a CNN all stages but the first, for `bins` but the first two. Of a module that shows nothing
-    else its last map.
+    (Ranftl et al. 2021). Of a CNN all stages but the first, for `bins` but the first two. Of a module that shows
+    nothing else its last map.
     """
     blocks = [level for level in encoder.levels if level.startswith("block")]
     stages = [level for level in encoder.levels if level.startswith("stage")]
