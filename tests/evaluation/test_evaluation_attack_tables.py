@@ -16,7 +16,7 @@ from holdfast.evaluation.attack_tables import MEMBERS, across_norms, ensembles, 
 from holdfast.evaluation.curves import Subject, subjects
 from holdfast.evaluation.statistics import wilson
 from holdfast.evaluation.store import Store, read
-from holdfast.records import Attack, Cell, Data, Model
+from holdfast.records import Attack, Cell, Data, Model, Surrogate
 
 N = 8
 DATA = Data(source="scenes", limit=N, digest_of_images="eight")
@@ -156,3 +156,13 @@ def test_no_attack_is_no_row(tmp_path: Path) -> None:
     (found,) = across_norms([subject])
     assert all(ball.left.value is None and ball.left.reason for ball in found.each)
     assert "no norm was measured" in found.union.reason
+
+
+def test_distances_made_on_another_encoder_are_not_its_own(tmp_path: Path) -> None:
+    own = Attack(method="fab", push="", eps=0.0)
+    there = msgspec.structs.replace(own, surrogate=Surrogate(encoder=OTHER, judge=judge("classification")))
+    held = pursued([0] * N, [1.0] * N, [-1.0] * N, [0.01] * N)
+    (subject,) = written(tmp_path, [(MODEL, None, right("1" * N)), (MODEL, there, held)])
+    assert subject.nearest("classification", "linf") == [] and nearest_distances(subject) == []
+    (subject,) = written(tmp_path / "own", [(MODEL, None, right("1" * N)), (MODEL, own, held)])
+    assert [found.median for found in nearest_distances(subject)] == [pytest.approx(0.01)]
