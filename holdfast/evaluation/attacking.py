@@ -117,6 +117,12 @@ def compared(
         rows: of the images; a target among them wins over one that is drawn.
         see: in float32.
         before: pixels that the attack begins at, whose likeliest wrong classes are aimed at; None = the clean ones.
+
+    Returns:
+        `rows` with the task's truth and, where the attack aims at something, what that is; leading dimension b.
+
+    Raises:
+        DataError: whatever `task.truth` refuses.
     """
     truth: Rows = task.truth(clean, rows, see)
     if attack.targets or attack.aim == "towards" or attack.method in AIMED:
@@ -163,7 +169,15 @@ def refuse_blindness(attack: Attack, name: str, pixels: Tensor, see: See) -> Non
 
 
 def checked(attack: Attack, pixels: Tensor, before: Tensor) -> Tensor:
-    """The norm of each perturbation in float64, [n].
+    """How far an attack went, apart from the attack.
+
+    Args:
+        attack: its norm, and its radius in pixel units; 0 = none.
+        pixels: what it found, float32 [n, 3, h, w].
+        before: where it began, like `pixels`.
+
+    Returns:
+        The norm of each perturbation in float64, [n], in pixel units.
 
     Raises:
         TrustError: one is longer than the attack's radius, or a pixel lies outside [0, 1].

@@ -34,11 +34,13 @@ from holdfast.tasks.task import Task, seer, still, victim
 
 SLOTS = 64
 WHOLE = 1e-3
-FEWEST = 3
-LINF_EPS = 4 / 255
-USUAL = {"l2": "0.5", "l1": "12"}
-"""Radii that are usual for small images."""
 """Rows that sum to one within this, and have no negative number, are probabilities."""
+FEWEST = 3
+"""So many images it takes to see whose neighbour one becomes: itself, its goal, another."""
+LINF_EPS = 4 / 255
+"""The radius where none is given, of a Linf ball alone."""
+USUAL = {"l2": "0.5", "l1": "12"}
+"""Radii that are usual for small images in the other balls."""
 
 
 class Aim(NamedTuple):

@@ -13,7 +13,8 @@ from holdfast.records import Metric
 from holdfast.tasks.task import Measure
 
 Array = npt.NDArray[Any]
-UNDER_ATTACK = "the attack stops at any wrong class, and was not made among these alone"
+LEFT_OUT = {"correct_within": "the attack stops at any wrong class, and was not made among these alone"}
+"""Outcomes that an attacked cell does not keep, with the reason; any other that is missing is a fault of ours."""
 NOT_THERE = "it does not occur in these images, neither in truth nor in what was answered"
 
 
@@ -31,8 +32,8 @@ def measured(measures: Sequence[Measure], whole: Mapping[str, Array]) -> tuple[M
     resampled: dict[str, tuple[Array, Array]] = {}
     found = []
     for m in measures:
-        if m.outcome not in whole:
-            found.append(_absent(m, UNDER_ATTACK))
+        if m.outcome in LEFT_OUT and m.outcome not in whole:
+            found.append(_absent(m, LEFT_OUT[m.outcome]))
             continue
         if m.of is None:
             found.append(statistics.mean(m.name, whole[m.outcome], higher_is_better=m.higher_is_better, unit=m.unit))

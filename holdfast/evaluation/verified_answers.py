@@ -46,7 +46,7 @@ def why_not(cell: Cell, head: nn.Module | None) -> str:
 
 
 def answered(cell: Cell, ids: Sequence[str], encoder: Encoder, head: DenseHead, pixels: Tensor) -> Answered:
-    """Judge images against the truth that lies beside them.
+    """Judge images against the truth that lies beside them, in float64 on answers in float32.
 
     Args:
         cell: judged by segmentation or depth, on whole images.
@@ -54,6 +54,9 @@ def answered(cell: Cell, ids: Sequence[str], encoder: Encoder, head: DenseHead, 
         encoder: frozen.
         head: frozen.
         pixels: float32 [k, 3, h, w] in [0, 1].
+
+    Returns:
+        Shares of wrong pixels, or RMSE in metres, [k].
 
     Raises:
         DataError: an image is not where the record says.
