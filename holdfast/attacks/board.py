@@ -98,6 +98,7 @@ class Board:
     ) -> None:  # parameters: those of `pursue`
         self.attack, self.harm, self.rows, self.stages, self.ledger = attack, harm, rows, stages, ledger
         self.slots = slots
+        self.count = 0  # slots that hold a row: known here, so that no step waits for the device to tell
         self.waiting = (~ledger.done).nonzero().squeeze(1)
         self.table: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}
@@ -113,8 +114,7 @@ class Board:
 
     def fill(self) -> bool:
         """Let waiting rows in where enough slots are free, or lie closer where none waits; False = nothing is left."""
-        size = len(self.table["at"]) if self.table else 0
-        count = int((self.at >= 0).sum()) if size else 0
+        size, count = len(self.table["at"]) if self.table else 0, self.count
         if not count and not len(self.waiting):
             return False
         free = self.slots - count
@@ -135,20 +135,27 @@ class Board:
         """Take what a step saw: the best are kept, lost rows leave, and those at the end of a pass begin the next."""
         part = self.table
         self.state = {name: laid(state[name]) for name in self.state}
-        live = part["at"] >= 0
-        score = self._confirmed(state["seen"], state["score"], live, None)
+        live, looks, score = part["at"] >= 0, part["looks_in_stage"], state["score"]
+        # Asked together: every answer that the host waits for empties a GPU's queue.
+        senseless, lost, ended = torch.stack(
+            [~torch.isfinite(score.where(live, 0)).all(), ((score > 0) & live).any(), (part["step"] + 1 == looks).any()]
+        ).tolist()
+        if senseless:
+            check_scores(score.where(live, 0))
+        if lost:
+            score = self._confirmed(state["seen"], score, live, None)
         first = (part["step"] == 0) & part["counts"]
         part["start"] = torch.where(first, torch.maximum(part["start"], score), part["start"])
         part["zero"], part["broken"] = part["zero"] + state["flat"], part["broken"] + state["broken"]
         part["looks"] = part["looks"] + 1
         self._take(state["seen"], score, None)
         part["step"] = part["step"] + 1
-        early = 4 * part["step"] <= 3 * part["looks_in_stage"]
+        early = 4 * part["step"] <= 3 * looks
         part["early"] = torch.where(early, part["score"], part["early"])
-        self._leave(live & self._over())
-        ended = (part["step"] == part["looks_in_stage"]).nonzero().squeeze(1)
-        if len(ended):
-            held = ended[part["at"][ended] >= 0]
+        if lost:
+            self._leave(live & self._over())
+        if ended:
+            held = ((part["step"] == looks) & (part["at"] >= 0)).nonzero().squeeze(1)
             if len(held):
                 self._finish(held)
             self._renew()
@@ -172,6 +179,7 @@ class Board:
             return
         for into, prefix in ((self.table, "slot/"), (self.state, "state/")):
             into.update({k.removeprefix(prefix): laid(v.to(device)) for k, v in held.items() if k.startswith(prefix)})
+        self.count = int((self.at >= 0).sum()) if self.table else 0
 
     def _rows(self) -> dict[str, Tensor]:
         return {name.removeprefix("row/"): part for name, part in self.table.items() if name.startswith("row/")}
@@ -193,6 +201,7 @@ class Board:
         self.table = {k: laid(torch.cat([p[k] for p, _ in parts])[places]) for k in parts[0][0]}
         self.state = {k: laid(torch.cat([s[k] for _, s in parts])[places]) for k in parts[0][1]}
         self.table["at"] = self.table["at"].where(~padding, FREE)
+        self.count = count + len(entering)
 
     def _enter(self, at: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ledger = self.ledger
@@ -230,7 +239,6 @@ class Board:
             live: whether they hold a row.
             among: places of these slots; None = all slots.
         """
-        check_scores(score.where(live, 0))
         if self.harm.exact is None or self.ledger.stop == "never":
             return score
         lost = ((score > 0) & live).nonzero().squeeze(1)
@@ -272,6 +280,7 @@ class Board:
             getattr(self.ledger, name)[at] = part[name][places]
         self.ledger.done[at] = True
         part["at"] = part["at"].where(~leaving, FREE)
+        self.count -= len(places)
 
     def _finish(self, ended: Tensor) -> None:
         """Look at the last iterates of some slots; their rows leave, or begin the next stage."""
@@ -280,6 +289,7 @@ class Board:
         rows = {name: row[padded] for name, row in self._rows().items()}
         state = {name: laid(value[padded]) for name, value in self.state.items()}
         last = self.attack.finish(self.harm, laid(part["x"][padded]), rows, state)
+        check_scores(last["score"][:k])
         score = self._confirmed(last["seen"][:k], last["score"][:k], torch.ones_like(ended, dtype=torch.bool), ended)
         self._take(last["seen"][:k], score, ended)
         stage = part["stage"][ended]

@@ -82,7 +82,11 @@ def ascent(harm: Harm, pixels: Tensor, rows: Rows, t: Tensor) -> Ascent:
     # One largest value per row tells zero from not finite: NaN and infinity pass through a maximum.
     largest = gradient.flatten(1).abs().amax(1)
     broken = ~torch.isfinite(largest)
-    if bool(broken.any()):
+    # Asked together: every answer that the host waits for empties a GPU's queue.
+    senseless, mended = torch.stack([~torch.isfinite(value).all(), broken.any()]).tolist()
+    if senseless:
+        raise TrustError("The harm of an image is not finite.", next="Look for overflow in the encoder.")
+    if mended:
         gradient = gradient.where(~broken.view(-1, *[1] * (gradient.ndim - 1)), 0)
     return Ascent(gradient, value, score, broken | (largest == 0), broken)
 
@@ -98,8 +102,6 @@ def _look(harm: Harm, pixels: Tensor, rows: Rows, t: Tensor) -> tuple[Tensor, Te
                 next="Attack it without one: method square.",
             )
         (gradient,) = torch.autograd.grad(value.sum(), seen)
-    if not bool(torch.isfinite(value.detach()).all()):
-        raise TrustError("The harm of an image is not finite.", next="Look for overflow in the encoder.")
     with torch.no_grad():
         score = harm.score({name: part.detach() for name, part in out.items()}, rows)
     return gradient, value.detach(), score

@@ -302,20 +302,12 @@ def _seen(part: Stored, encoder: Encoder, head: nn.Module | None, images: Tensor
 def _exactly(encoder: Encoder, head: nn.Module | None) -> Iterator[None]:
     """Frozen, without gradient, in true float32, and without a trace in the global random state."""
     device = encoder.mean.device
-    precision = torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stack.enter_context(torch.no_grad())
         for module in (encoder, *([head] if head is not None else [])):
             stack.enter_context(frozen(module, norm="eval"))
-        convolutions = torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = convolutions
-            torch.set_float32_matmul_precision(precision)
+        yield
 
 
 def _read(cell: Cell, ids: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.uint8], int | None]]:

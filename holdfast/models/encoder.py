@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from holdfast.errors import ConfigError, PixelError, TrustError, nearest
 from holdfast.models.features import Features, reader
 from holdfast.models.folding import folded, folds
-from holdfast.models.precision import Engine, Precision, Stem, Wanted, coarse, compiled, eager, stem
+from holdfast.models.precision import Engine, Precision, Stem, Wanted, coarse, compiled, eager, stem, true_float32
 from holdfast.records import Model
 
 __all__ = ["Encoder", "Engine", "Features", "Geometry", "Precision", "frozen"]
@@ -261,7 +261,7 @@ class Encoder(nn.Module):
 
 @contextlib.contextmanager
 def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterator[nn.Module]:
-    """A module that is looked at and not changed: evaluation mode, no gradient for its weights.
+    """A module that is looked at and not changed: evaluation mode, no gradient for its weights, true float32.
 
     On leaving, also by an exception, every submodule has its own training flag back, every parameter its
     `requires_grad` and its `.grad` object, every buffer its tensor and its values. Flags are set one by one, so that a
@@ -270,7 +270,7 @@ def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterat
     Args:
         module: any module; nested use is fine.
         norm: what batch normalisation does: `eval` = running statistics, `batch` = those of the batch, the running ones
-            restored on leaving.
+            restored on leaving (and arithmetic as it was set: it is for training).
 
     Yields:
         `module`.
@@ -290,7 +290,8 @@ def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterat
             part.training = norm == "batch" and isinstance(part, _BatchNorm)
         for _, p, *_ in weights:
             p.requires_grad_(False)
-        yield module
+        with true_float32() if norm == "eval" else contextlib.nullcontext():
+            yield module
         _unmoved(module, weights)
     finally:
         for part, training in modes:

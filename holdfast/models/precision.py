@@ -132,6 +132,24 @@ def coarse(stem: Stem, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def true_float32() -> Iterator[None]:
+    """Inside, float32 on a GPU is float32: no TensorFloat-32, and convolutions whose sums have one order.
+
+    torch's default lets convolutions round their inputs to 10 bits, which moves a pixel by up to 0.12/255; some of the
+    faster ones add up in whatever order comes. Settings are those of the process, and are as they were afterwards.
+    """
+    library, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = library.allow_tf32, library.deterministic
+    torch.set_float32_matmul_precision("highest")
+    library.allow_tf32, library.deterministic = False, True
+    try:
+        yield
+    finally:
+        library.allow_tf32, library.deterministic = before
+        torch.set_float32_matmul_precision(products)
+
+
 def _exact(layer: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return cast(Tensor, type(layer).forward(layer, x))

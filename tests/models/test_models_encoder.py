@@ -169,3 +169,25 @@ def test_batch_statistics_are_used_and_forgotten() -> None:
         assert net(x).mean().abs() < 1e-4
     assert torch.equal(net.running_mean, torch.zeros(3))
     assert int(net.num_batches_tracked) == 0
+
+
+def _arithmetic() -> tuple[bool, bool, str]:
+    library = torch.backends.cudnn
+    return library.allow_tf32, library.deterministic, torch.get_float32_matmul_precision()
+
+
+def test_float32_is_float32_while_a_frozen_module_is_looked_at_and_as_it_was_set_afterwards() -> None:
+    before = _arithmetic()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        module = torch.nn.Conv2d(3, 2, 3)
+        with pytest.raises(KeyboardInterrupt), frozen(module), frozen(module):
+            assert _arithmetic() == (False, True, "highest")
+            raise KeyboardInterrupt
+        assert _arithmetic() == (True, before[1], "high")
+        with frozen(module, norm="batch"):  # training goes on as it was set
+            assert _arithmetic() == (True, before[1], "high")
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[2])
