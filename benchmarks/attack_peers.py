@@ -252,6 +252,7 @@ def machine(device: str) -> dict[str, object]:
         "cores": len(names),
         "GPU": torch.cuda.get_device_name() if device != "cpu" else "not measured",
         "threads": torch.get_num_threads(),
+        "float32": "true float32 for all contenders: no TensorFloat-32" if device != "cpu" else "float32",
         "clock": "CPU seconds of the process" if device == "cpu" else "wall seconds",
         "python": platform.python_version(),
         "versions": versions,

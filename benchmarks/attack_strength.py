@@ -33,6 +33,7 @@ from holdfast.attacks.cascade import Member, cascade
 from holdfast.attacks.executor import Seen, Stop
 from holdfast.attacks.methods import build
 from holdfast.attacks.scores import cross_entropy
+from holdfast.models.precision import true_float32
 from holdfast.tasks.classification import Classification
 
 PLANNED = ("linf:0.5/255", "linf:1/255", "l2:0.25")
@@ -129,6 +130,7 @@ def losses(on: Ground) -> dict[str, float]:
     }
 
 
+@true_float32()
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Parse, measure, write after every duel: it is long."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

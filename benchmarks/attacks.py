@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from attack_peers import APGD, PGD, Ground, clock, correct, ground, machine, quiet
 
 from holdfast import codec, records
+from holdfast.models.precision import true_float32
 
 CONTENDERS = {**PGD, **APGD}
 # What is freed goes back to the system at once: else the first attack, which warms up, hides the peak of the second.
@@ -170,6 +171,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out")
 
 
+@true_float32()
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Parse, measure, write."""
     given = sys.argv[1:] if argv is None else argv
