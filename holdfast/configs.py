@@ -254,6 +254,7 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         engine: of the passes under attack: folded = batch norms in the convolutions; eager = layer by layer; compiled
             by torch, which takes minutes at first. Verdicts are always eager; last digits differ, and the record says
             which.
+        traced: so many iterates of every attack that goes in one pass (pgd, mpgd, apgd, noise) are judged as well.
         transfer: each-other = images attacked through one encoder are also shown to every other one.
         attack_limit: images that are attacked, the first so many of the subset; None = the suite's, 0 = all.
         corruptions: names, or `none`, or `all`.
@@ -303,6 +304,7 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     samples: int | None = None
     precision: Literal["", "fp32", "bf16"] = ""
     engine: Literal["eager", "folded", "compiled"] = "folded"
+    traced: int | None = None
     transfer: Literal["none", "each-other"] = "none"
     attack_limit: int | None = None
     corruptions: tuple[str, ...] | None = None

@@ -187,6 +187,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
         samples: forward passes averaged in every look (expectation over transformation), for randomised encoders.
         precision: of the encoder under attack; verdicts are float32, and what survives bf16 is attacked once more.
         surrogate: the encoder that the attack is made on, where it is not the one that is judged.
+        traced: so many of its iterates, evenly spaced, are judged as well: curves over its steps.
     """
 
     method: str = "pgd"
@@ -206,6 +207,7 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
     samples: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     surrogate: Surrogate | None = None
+    traced: int = 0
 
 
 Stage = Corruption | Attack

@@ -115,6 +115,8 @@ def _autoattack(record: records.Attack, classes: int) -> tuple[Member, ...]:
     return standard(record, _known(record, classes))
 
 
+TRACEABLE = ("pgd", "mpgd", "apgd", "noise")
+"""Methods whose iterates can be judged on the way."""
 HEADS = ("classification",)
 DENSE = ("segmentation", "depth")
 SCORED = {"classification": "margin", "embedding": "mse", "segmentation": "ce", "depth": "l2"}
@@ -199,6 +201,12 @@ def settled(record: records.Attack) -> records.Attack:
             next="Aim at the likeliest nine, targets 9 (--targets 9), or name one (--target); or take "
             f"{record.push.removesuffix('_target')}.",
         )
+    if record.traced and (record.traced < 0 or not traceable(record)):
+        raise ConfigError(
+            f"{record.traced} steps of {record.method} with {record.restarts} restarts, {record.targets} targets, "
+            f"{record.precision} were to be traced.",
+            next=f"Steps are traced of {', '.join(TRACEABLE)} in float32, from one start, at one target or none.",
+        )
     if record.aim == "towards" and record.through == "classification" and chosen.pushes:
         raise ConfigError(
             f"{record.method} was to aim at one class, and goes through targets of its own.",
@@ -264,6 +272,22 @@ def budget(record: records.Attack, *, classes: int = 10) -> Budget:
             fab = isinstance(member.attack, FAB)
             forwards += (LAST_SEARCH if fab else 1) * record.samples + (looks if blind or fab else 0)
     return Budget(gradients, forwards)
+
+
+def traceable(record: records.Attack) -> bool:
+    """Whether an attack is one pass of steps inside its ball, whose iterates can be put on one axis."""
+    one = record.restarts == 1 and record.targets <= 1 and record.precision == "fp32" and record.eps > 0
+    # In L1, APGD comes from wider radii.
+    return one and record.method in TRACEABLE and (record.method, record.norm) != ("apgd", "l1")
+
+
+def traced_steps(record: records.Attack) -> tuple[int, ...]:
+    """The steps, from 0, whose iterates are judged: evenly spaced from the first look to the last, all where few."""
+    if not record.traced:
+        return ()
+    last = record.steps - 1
+    most = min(record.traced, record.steps)
+    return tuple(dict.fromkeys(round(at * last / max(most - 1, 1)) for at in range(most)))
 
 
 def stop_of(record: records.Attack, *, lost: bool) -> Stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.attacks.balls import ball
 from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
-from holdfast.attacks.executor import SMALLEST, Found, Keep, scored
+from holdfast.attacks.executor import SMALLEST, Found, Keep, Seen, scored
 from holdfast.attacks.harm import Rows, See
 from holdfast.attacks.methods import AIMED, METHODS, build, method, stop_of
 from holdfast.errors import ConfigError, TrustError
@@ -31,8 +31,24 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-6
 
 
-def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *, keep: Keep | None = None) -> Found:
+def attacked(
+    job: Job,
+    attack: Attack,
+    chunks: Sequence[Chunk],
+    bench: Bench,
+    *,
+    watch: Callable[[Seen], None] | None = None,
+    keep: Keep | None = None,
+) -> Found:
     """The images of some chunks attacked through the head that the stage names.
+
+    Args:
+        job: the attack's.
+        attack: its stage.
+        chunks: the images, padded.
+        bench: encoders, tasks, and what they cost.
+        watch: called with what every step saw.
+        keep: where the attack keeps what it has under way.
 
     Returns:
         One row per image, in their order; `trace` also holds `norm` (of the perturbation) and `score`.
@@ -55,7 +71,7 @@ def attacked(job: Job, attack: Attack, chunks: Sequence[Chunk], bench: Bench, *,
         # What fools a surrogate by a hair need not fool another encoder: there the whole run counts.
         stop = stop_of(attack, lost=task.stop and attack.surrogate is None)
         slots = len(chunks[0].before)
-        found = cascade(members, counted, task.pushes, before, truth, slots=slots, stop=stop, keep=keep)
+        found = cascade(members, counted, task.pushes, before, truth, slots=slots, stop=stop, watch=watch, keep=keep)
         if exact is not None:
             found = found._replace(score=scored(counted, found.pixels, truth, slots))
     norm = checked(attack, found.pixels, before)

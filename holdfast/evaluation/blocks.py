@@ -26,6 +26,7 @@ from holdfast.evaluation.adversarial import candidates
 from holdfast.evaluation.attacking import attacked
 from holdfast.evaluation.evidence import evidence
 from holdfast.evaluation.plan import Job
+from holdfast.evaluation.steps import Keeping, Tracer
 from holdfast.models.encoder import Encoder, Engine
 from holdfast.records import Attack, Cell, Corruption, Data, Model
 from holdfast.tasks.impersonation import towards
@@ -131,7 +132,8 @@ class Block(NamedTuple):
 
     Attributes:
         outcomes: by cell id: "id" and the outcomes of the cell's task, arrays [n] each; attacked cells also hold
-            `attack_*` and `rounded_*`, and those judged by the attacked head `check_*`.
+            `attack_*` and `rounded_*`, those judged by the attacked head `check_*`, and where steps are traced
+            `step_*`, arrays [n, steps, ...].
         shown: by cell id: candidates for the gallery of an attacked cell.
     """
 
@@ -155,10 +157,13 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep |
     parts: dict[str, list[Outcomes]] = {cell.id: [] for cell in job.cells}
     attack = next((stage for stage in job.stages if isinstance(stage, Attack)), None)
     chunks: Iterable[Chunk] = _chunks(job, indices, chunk, bench)
-    found = None
+    found, tracer = None, None
     if attack is not None:
         held = list(chunks)  # an attack lets rows of the whole block share its passes
-        found, chunks = attacked(job, attack, held, bench, keep=keep), held
+        if attack.traced:
+            tracer = Tracer(job, attack, held, bench)
+            keep = None if keep is None else Keeping(keep, tracer)
+        found, chunks = attacked(job, attack, held, bench, watch=tracer, keep=keep), held
     at = 0
     for part in chunks:
         n, after, trace = len(part.ids), part.before, None
@@ -172,6 +177,10 @@ def outcomes(job: Job, indices: range, chunk: int, bench: Bench, *, keep: Keep |
             parts[cell.id].append({"id": np.array(part.ids), **_arrays(judged, n)})
         at += n
     whole = {name: joined(found) for name, found in parts.items()}
+    if tracer is not None:
+        for cell in job.cells:
+            last = {name: torch.from_numpy(part) for name, part in whole[cell.id].items() if part.dtype.kind != "U"}
+            whole[cell.id] |= _arrays(tracer.outcomes(cell, last), len(whole[cell.id]["id"]))
     if found is None:
         return Block(whole, {})
     shown = {c.id: candidates(c, whole[c.id], held, found.pixels) for c in job.cells if _direct(c)}

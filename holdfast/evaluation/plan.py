@@ -107,6 +107,7 @@ def settled(config: BenchConfig) -> BenchConfig:
         eps=None,
         steps=None,
         samples=None,
+        traced=None,
         precision="",
         norm="",
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.attacks.methods import METHODS, settled
+from holdfast.attacks.methods import METHODS, settled, traceable
 from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import entry
@@ -226,6 +226,7 @@ def chosen_attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[At
             samples=attack.samples if config.samples is None else config.samples,
             precision=config.precision or attack.precision,
             seed=attack.seed or config.seed,
+            traced=config.traced if config.traced is not None and traceable(attack) else attack.traced,
         )
         for attack in attacks
         if attack.through in config.tasks

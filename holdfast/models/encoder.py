@@ -225,6 +225,8 @@ class Encoder(nn.Module):
     def _seen(self, pixels: Tensor, wanted: Wanted, precision: Precision, engine: Engine) -> Features:
         with self._exact(pixels):
             x = self._normalised(pixels)
+            if precision == "bf16" and x.is_cuda:  # where its matrix units take the channels of a pixel together
+                x = x.contiguous(memory_format=torch.channels_last)
             with coarse(self._stem(x), x.device) if precision == "bf16" else contextlib.nullcontext():
                 seen = self._run(x, wanted, engine)
         if precision == "fp32":

@@ -27,6 +27,7 @@ from holdfast.reporting.gallery import Wall
 from holdfast.reporting.maps import PairWall
 from holdfast.reporting.mce import mce
 from holdfast.reporting.sections import Cell, Section
+from holdfast.reporting.steps import steps
 from holdfast.reporting.tables import results_csv, table_tex
 from holdfast.reporting.wording import cell_text, gap, headline, span
 
@@ -86,6 +87,7 @@ def render(runs: Sequence[Run], seen: Sequence[Subject], columns: Sequence[Colum
             mce(seen, places),
             similarity.pixels(seen),
             *dense(seen, places),
+            *steps(seen, places),
             sections.embedding(seen, places),
             similarity.embeddings(seen, places),
         ],
