@@ -115,7 +115,8 @@ class Judge(Record, frozen=True, kw_only=True):
         level: of the features that the head reads: pooled, patch, stage3, block11, cls4...
         fit: images that the head was fitted on; None for an own head.
         digest_of_head: SHA-256 of a head that was given; empty where encoder, `fit` and level determine it.
-        window: side in pixels of the windows that a dense head slides over an image; 0 = the whole image.
+        window: side in pixels of the windows that a dense head slides over an image, and an attack on patch tokens with
+            it; 0 = the whole image.
         stride: of the windows; 0 = two thirds of one.
         crop: of the pixels that depth is measured on: none, or eigen (Eigen et al. 2014).
     """
@@ -182,7 +183,8 @@ class Attack(Record, frozen=True, kw_only=True, tag="attack", tag_field="stage")
         seed: of everything that is drawn, keyed by image, restart and step.
         targets: so many wrong classes are aimed at, one after the other, the likeliest first; 0 = none.
         aim: away from what the image is, or towards another class, or another image's embedding, drawn by `seed`.
-        level: of the features that an embedding attack raises the harm of; empty = those that the judge reads.
+        level: of the features that an embedding attack raises the harm of; empty = those that the judge reads; tokens =
+            every patch token, window by window.
         scored: what compares the iterates of an embedding attack: drift, the neighbours' vote, or a head's margin.
         samples: forward passes averaged in every look (expectation over transformation), for randomised encoders.
         precision: of the encoder under attack; verdicts are float32, and what survives bf16 is attacked once more.

@@ -24,6 +24,8 @@ from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding
 from holdfast.tasks.impersonation import towards
 from holdfast.tasks.task import Task, victim
+from holdfast.tasks.token_drift import TokenDrift, reads_tokens
+from holdfast.tasks.windows import Windows
 
 if TYPE_CHECKING:
     from holdfast.evaluation.blocks import Bench, Chunk
@@ -91,7 +93,10 @@ def whom(job: Job, attack: Attack, bench: Bench) -> tuple[Encoder, Task]:
     encoder, task = bench.encoder(cell.encoder), bench.task(_at_level(cell, attack))
     if isinstance(task, Embedding):
         if attack.level and attack.scored == "drift" and attack.aim == "away":
-            task = Embedding(level=attack.level)  # drift needs no bank, and one of all tokens would be large
+            # Drift needs no bank, and one of all tokens would be large.
+            windows = Windows(cell.judge.window, cell.judge.stride)
+            tokens = reads_tokens(attack.level)
+            task = TokenDrift(level=attack.level, windows=windows) if tokens else Embedding(level=attack.level)
         elif attack.scored != "drift":
             head = _probe(job, attack, bench, encoder) if attack.scored == "probe" else None
             task = dataclasses.replace(task, scored=attack.scored, head=head)

@@ -277,7 +277,10 @@ def _judge(config: BenchConfig, subject: Subject, task: str) -> Judge:
     if task in subject.dense:
         return subject.dense[task]
     if task == "embedding":
-        return Judge(task="embedding", head="bank", level=config.level, fit=subject.fit or subject.images)
+        # Attacks on its patch tokens see images as the dense heads do.
+        window, stride = (config.window, config.stride) if subject.dense else (0, 0)
+        fit = subject.fit or subject.images
+        return Judge(task="embedding", head="bank", level=config.level, fit=fit, window=window, stride=stride)
     if subject.given_head is not None:
         return subject.given_head
     if subject.own_head:

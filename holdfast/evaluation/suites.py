@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.attacks.methods import METHODS, settled, traceable
+from holdfast.attacks.methods import DENSE, METHODS, settled, traceable
 from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import entry
@@ -19,6 +19,7 @@ from holdfast.tasks.depth import ENSEMBLE as MEASURED
 from holdfast.tasks.embedding import Embedding
 from holdfast.tasks.segmentation import ENSEMBLE as SEGMENTED
 from holdfast.tasks.task import Task
+from holdfast.tasks.token_drift import EVERY
 
 SMALL = 64
 """Side in pixels up to which images count as small: CIFAR and Tiny-ImageNet, not ImageNet."""
@@ -43,7 +44,7 @@ class Suite(Record, frozen=True, kw_only=True):
     """
 
     name: str
-    version: int = 4
+    version: int = 5
     limit: int
     attack_limit: int
     corruptions: tuple[str, ...]
@@ -69,8 +70,9 @@ def _against(
 
 _FIFTEEN = tuple(name for name in corruption_names() if entry(name).in_mce)
 _HEADS, _VECTORS = Classification(), Embedding()
-# Dense heads: pixel cross-entropy and SegPGD; full SILog with its gradient term, and squared metres.
+# Dense heads: every patch token; pixel cross-entropy and SegPGD; full SILog with its gradient term, and squared metres.
 _DENSE = (
+    Attack(through="embedding", push="mse", level=EVERY, steps=20),
     Attack(through="segmentation", push="ce", steps=20),
     Attack(through="segmentation", push="segpgd", steps=20),
     Attack(through="depth", push="silog_gradient", steps=20),
@@ -116,6 +118,7 @@ SUITES: dict[str, Suite] = {
                 (
                     *_against(_HEADS, "classification", steps=100, restarts=5),
                     *_against(_VECTORS, "embedding", steps=50, restarts=2),
+                    Attack(through="embedding", push="mse", level=EVERY, steps=50, restarts=2),
                     Attack(method="autoattack", push=""),
                     *_ENSEMBLES,
                 ),
@@ -161,9 +164,11 @@ def paper_radius(norm: Norm, side: int) -> float:
 def suite_attacks(config: BenchConfig) -> tuple[Attack, ...]:
     """The attacks of the config's suite; where radii are given, also those that it makes at the papers' radius."""
     chosen = suite(config.suite)
-    if config.eps is None:
-        return chosen.attacks
-    return chosen.attacks + tuple(attack for attack in chosen.paper if config.norm or attack.norm == "linf")
+    found = chosen.attacks
+    if config.eps is not None:
+        found += tuple(attack for attack in chosen.paper if config.norm or attack.norm == "linf")
+    dense = any(task in DENSE for task in config.tasks)
+    return tuple(attack for attack in found if dense or attack.level != EVERY)
 
 
 def named_attacks(config: BenchConfig) -> tuple[Attack, ...]:
