@@ -22,6 +22,7 @@ from holdfast.models.precision import replaced
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 # Of the largest feature: folding moves features by 1e-6 of it, a norm that was not the only reader by far more.
 TOLERANCE = 1e-3
+UNCOUNTED = -1
 
 
 class Fold(NamedTuple):
@@ -44,12 +45,20 @@ class Folds(NamedTuple):
     """All of a trunk.
 
     Attributes:
-        versions: of the tensors that they were made from, to know whether they still hold.
+        made_from: where every module and tensor of the trunk lies, what lay there, and how often it had been written to
+            (`UNCOUNTED` for a module), to know whether the folds still hold. It is asked in every pass, and no walk.
         folds: none where the trunk then gives other features.
     """
 
-    versions: tuple[int, ...]
+    made_from: tuple[tuple[dict[str, Any], str, Any, int], ...]
     folds: tuple[Fold, ...]
+
+    def hold(self) -> bool:
+        """Whether nothing of the trunk was exchanged or written to."""
+        return all(
+            place.get(name) is part and (version == UNCOUNTED or cast(Tensor, part)._version == version)
+            for place, name, part, version in self.made_from
+        )
 
 
 def folds(trunk: nn.Module, stem: nn.Module | None, run: Callable[[], Tensor]) -> tuple[Fold, ...]:
@@ -60,18 +69,16 @@ def folds(trunk: nn.Module, stem: nn.Module | None, run: Callable[[], Tensor]) -
         stem: is left as it is.
         run: a pass over a few images; returns features.
     """
-    tensors = (*trunk.parameters(), *trunk.buffers())
-    if any(t.is_inference() for t in tensors):
-        return ()  # they count no writes, so that nobody would know whether folds still hold
-    versions = tuple(t._version for t in tensors)
     known = _KNOWN.get(trunk)
-    if known is None or known.versions != versions:
+    if known is None or not known.hold():
+        if any(t.is_inference() for t in (*trunk.parameters(), *trunk.buffers())):
+            return ()  # they count no writes, so that nobody would know whether folds still hold
         device = next((t.device.type for t in trunk.parameters()), "cpu")
         with torch.no_grad(), torch.autocast(device, enabled=False):
             found, plain = _found(trunk, stem, run)
             with folded(found):
                 moved = (run() - plain).abs().max()
-        known = Folds(versions, found if float(moved) <= TOLERANCE * float(plain.abs().max()) else ())
+        known = Folds(_parts(trunk), found if float(moved) <= TOLERANCE * float(plain.abs().max()) else ())
         _KNOWN[trunk] = known
     return known.folds
 
@@ -79,11 +86,20 @@ def folds(trunk: nn.Module, stem: nn.Module | None, run: Callable[[], Tensor]) -
 @contextlib.contextmanager
 def folded(found: tuple[Fold, ...]) -> Iterator[None]:
     """Inside, convolutions do the work of their batch norms."""
-    with contextlib.ExitStack() as stack:
-        for fold in found:
-            stack.enter_context(replaced(fold.conv, functools.partial(_convolved, fold)))
-            stack.enter_context(replaced(fold.norm, functools.partial(_passed, fold.norm)))
+    convs = [(fold.conv, functools.partial(_convolved, fold)) for fold in found]
+    norms = [(fold.norm, functools.partial(_passed, fold.norm)) for fold in found]
+    with replaced(*convs, *norms):
         yield
+
+
+def _parts(trunk: nn.Module) -> tuple[tuple[dict[str, Any], str, Any, int], ...]:
+    """Where every module and tensor lies, what lies there, and how often it was written to."""
+    found: list[tuple[dict[str, Any], str, Any, int]] = []
+    for module in trunk.modules():
+        for place in (module._parameters, module._buffers, module._modules):
+            held = cast(dict[str, Any], place)
+            found += [(held, k, v, v._version if isinstance(v, Tensor) else UNCOUNTED) for k, v in held.items()]
+    return tuple(found)
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, Folds] = WeakKeyDictionary()

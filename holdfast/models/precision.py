@@ -51,7 +51,8 @@ class Wanted(NamedTuple):
 def eager(reader: Reader, x: Tensor, wanted: Wanted) -> Features:
     """Features of normalised pixels [b, 3, h, w], layer by layer."""
     trunk = cast(Any, reader).trunk
-    with short_norms(trunk) if x.requires_grad and torch.is_grad_enabled() else contextlib.nullcontext():
+    shorter = x.requires_grad and torch.is_grad_enabled() and x.device.type == "cpu"
+    with short_norms(trunk) if shorter else contextlib.nullcontext():
         return _read(reader, x, wanted)
 
 
@@ -128,7 +129,7 @@ def coarse(stem: Stem, device: torch.device) -> Iterator[None]:
     if stem is None:
         yield
         return
-    with replaced(*stem), torch.autocast(device.type, dtype=torch.bfloat16):
+    with replaced(stem), torch.autocast(device.type, dtype=torch.bfloat16):
         yield
 
 
@@ -165,25 +166,24 @@ def short_norms(module: nn.Module) -> Iterator[None]:
     Args:
         module: its plain batch norms; whose `forward` was replaced already, those stay as they are.
     """
-    with contextlib.ExitStack() as stack:
-        for part in module.modules():
-            if type(part) in NORMS and "forward" not in vars(part):
-                stack.enter_context(replaced(part, functools.partial(_short, part)))
+    norms = [part for part in module.modules() if type(part) in NORMS and "forward" not in vars(part)]
+    with replaced(*[(part, functools.partial(_short, part)) for part in norms]):
         yield
 
 
 @contextlib.contextmanager
-def replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Another `forward` for the length of the block; hooks run as ever."""
-    held = vars(module)
-    before = held.get("forward")
-    held["forward"] = forward
+def replaced(*pairs: tuple[nn.Module, Forward]) -> Iterator[None]:
+    """Other `forward`s, of these modules, for the length of the block; hooks run as ever."""
+    before = [(vars(module), vars(module).get("forward")) for module, _ in pairs]
     try:
+        for module, forward in pairs:
+            vars(module)["forward"] = forward
         yield
     finally:
-        held.pop("forward", None)
-        if before is not None:
-            held["forward"] = before
+        for held, own in before:
+            held.pop("forward", None)
+            if own is not None:
+                held["forward"] = own
 
 
 def _short(norm: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""EmbedAttack on every patch token of every window, where heads answer for every pixel: by hand, and through a bench."""
+"""EmbedAttack on every patch token of every window, where heads answer for every pixel: by hand, and in a bench."""
 
 from __future__ import annotations
 

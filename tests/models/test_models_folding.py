@@ -85,6 +85,32 @@ def test_new_weights_are_folded_anew() -> None:
         torch.testing.assert_close(encoder.vector(x, engine="folded"), encoder.vector(x))
 
 
+def test_exchanged_weights_and_layers_are_folded_anew() -> None:
+    encoder, other, x = moved(load("random:cifar_resnet8")), moved(load("random:cifar_resnet8")), images()
+    with torch.no_grad():
+        for weight in other.trunk.parameters():
+            weight.copy_(weight + 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    block, new = encoder.trunk.layer1[0], other.trunk.layer1[0]
+
+    def exchange() -> None:
+        """The new weight has been written to just as often as the old one."""
+        fresh = nn.Parameter(new.conv1.weight.detach().clone())
+        with torch.no_grad():
+            while fresh._version < block.conv1.weight._version:
+                fresh.copy_(new.conv1.weight)
+        assert fresh._version == block.conv1.weight._version
+        block.conv1.weight = fresh
+
+    for change in (exchange, lambda: block.register_module("conv2", new.conv2)):
+        with frozen(encoder):
+            before = encoder.vector(x, engine="folded")
+        change()
+        with frozen(encoder):
+            after = encoder.vector(x, engine="folded")
+            torch.testing.assert_close(after, encoder.vector(x))
+        assert not torch.allclose(before, after, atol=1e-4), "the change is large enough to be seen"
+
+
 def test_a_convolution_that_is_read_twice_is_found_out() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -223,8 +223,12 @@ def test_as_a_task() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"max_depth": 0.0}, "to 0 m"), ({"near": 0.0}, "from 0 "), ({"near": 20.0}, "from 20"),
-     ({"crop": "eiger"}, "eigen")],
+    [
+        ({"max_depth": 0.0}, "to 0 m"),
+        ({"near": 0.0}, "from 0 "),
+        ({"near": 20.0}, "from 20"),
+        ({"crop": "eiger"}, "eigen"),
+    ],
 )
 def test_refuses_what_cannot_be(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
