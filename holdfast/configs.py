@@ -230,7 +230,8 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
         depth_heads: the same for depth.
         window: side in pixels of the windows that dense heads slide over an image; 0 = the whole image.
         stride: of the windows; 0 = two thirds of one.
-        depth_crop: of the pixels that depth is measured on: none, or eigen.
+        recompute: under attack, windows are computed twice and not kept: the memory of one pass, at half a step more.
+        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), or garg (KITTI).
         out: folder of the records; the same command continues it.
         suite: quick, standard, full, corruptions: what None below stands for.
         tasks: judges of every condition; empty = embedding, classification where the images have labels, and
@@ -285,7 +286,8 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
     depth_heads: tuple[str, ...] = ()
     window: int = 0
     stride: int = 0
-    depth_crop: Literal["none", "eigen"] = "none"
+    recompute: bool = False
+    depth_crop: Literal["none", "eigen", "garg"] = "none"
     out: str = ""
     suite: str = "quick"
     tasks: tuple[Literal["classification", "embedding", "segmentation", "depth"], ...] = ()

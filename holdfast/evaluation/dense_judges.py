@@ -89,7 +89,8 @@ class DenseHeads:
     def task(self, judge: Judge, source: Source) -> Task:
         """The task of a judge, on these images."""
         head: DenseHead = self._heads[judge.digest_of_head].head
-        windows = Windows(window=judge.window, stride=judge.stride)
+        memory: Literal["keep", "recompute"] = "recompute" if self.config.recompute else "keep"
+        windows = Windows(window=judge.window, stride=judge.stride, memory=memory)
         if judge.task == "segmentation":
             return Segmentation(head=head, parts=source.parts, windows=windows)
         return Depth(head=head, windows=windows, max_depth=source.max_depth, crop=judge.crop)

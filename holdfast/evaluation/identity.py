@@ -14,7 +14,7 @@ from holdfast.evaluation.rows import radius
 from holdfast.records import SCHEMA, Attack, Environment
 
 # Fields that change where and how fast, not what: a run continues whatever they are.
-IGNORED = ("out", "device", "threads", "chunk", "block", "shard", "dry_run", "replace")
+IGNORED = ("out", "device", "threads", "chunk", "block", "shard", "dry_run", "replace", "recompute")
 SHOWN_DIFFERENCES = 4
 
 

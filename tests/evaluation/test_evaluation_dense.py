@@ -208,3 +208,39 @@ def test_kept_images_are_judged_anew(run: Run) -> None:
             holdfast.verify(str(run.folder))
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(("window", "stride", "crop"), [(24, 8, "eigen"), (20, 0, "garg"), (40, 0, "none")])
+def test_answers_through_windows_and_in_crops_are_judged_anew(
+    window: int, stride: int, crop: str, tmp_path: Path
+) -> None:
+    """As they were judged: by a loop over windows of the verifier's own."""
+    attacks = [
+        {"stage": "attack", "through": t, "push": p, "steps": 2} for t, p in (("segmentation", "ce"), ("depth", "l2"))
+    ]
+    more = {"window": window, "stride": stride, "depth_crop": crop, "attacks": attacks, "eps": ["4/255"]}
+    run = bench(tmp_path, tasks=["segmentation", "depth"], corruptions=["none"], variant="", **more)
+    said = "\n".join(holdfast.verify(str(run.folder)))
+    assert "12 of 24 adversarial images of 2 cells judged anew" in said and "not judged" not in said, said
+
+
+def test_memory_is_no_part_of_a_number(tmp_path: Path) -> None:
+    """Recomputed windows are the same digits, and the same cells: a run may go on with them."""
+    attack = {"stage": "attack", "through": "segmentation", "push": "ce", "steps": 2}
+    more = {
+        "window": 24,
+        "stride": 8,
+        "attacks": [attack],
+        "eps": ["4/255"],
+        "tasks": ["segmentation"],
+        "depth_heads": [],
+    }
+    runs = [
+        bench(tmp_path, corruptions=["none"], variant="", recompute=again, out=str(tmp_path / str(again)), **more)
+        for again in (False, True)
+    ]
+    assert [r.id for r in runs[0].results] == [r.id for r in runs[1].results]
+    for result in runs[0].results:
+        kept, again = (run.outcomes(result.id) for run in runs)
+        assert all(np.array_equal(kept[name], again[name]) for name in kept)
+    bench(tmp_path, corruptions=["none"], variant="", recompute=True, out=str(tmp_path / "False"), **more)
