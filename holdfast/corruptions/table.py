@@ -67,6 +67,7 @@ class Entry:
         remark: (corruption, parameters, height, width) -> what a record must say, or an empty string.
         resources: (corruption) -> further keyword arguments of `apply`; raises `ExtraError` or `ConfigError` where
             something that must be installed or found is missing.
+        moves: whether it displaces what is seen, so that a mask or depth no longer lies exactly on it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Entry:
     severities: Mapping[str, tuple[Parameters, ...]]
     remark: Callable[[Corruption, Parameters, int, int], str] | None = None
     resources: Callable[[Corruption], Mapping[str, Any]] | None = None
+    moves: bool = False
 
     @property
     def in_mce(self) -> bool:
@@ -91,9 +93,9 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
             Entry("shot_noise", "noise", noise.shot_noise, noise.draw_words, noise.SHOT_NOISE),
             Entry("impulse_noise", "noise", noise.impulse_noise, noise.draw_words, noise.IMPULSE_NOISE),
             Entry("defocus_blur", "blur", blur.defocus_blur, None, blur.DEFOCUS_BLUR),
-            Entry("glass_blur", "blur", glass.glass_blur, glass.draw_copies, glass.GLASS_BLUR),
+            Entry("glass_blur", "blur", glass.glass_blur, glass.draw_copies, glass.GLASS_BLUR, moves=True),
             Entry("motion_blur", "blur", motion.motion_blur, motion.draw_angle, motion.MOTION_BLUR),
-            Entry("zoom_blur", "blur", zoom.zoom_blur, None, zoom.ZOOM_BLUR),
+            Entry("zoom_blur", "blur", zoom.zoom_blur, None, zoom.ZOOM_BLUR, moves=True),
             Entry("snow", "weather", snow.snow, snow.draw_snow, snow.SNOW),
             Entry(
                 "frost",
@@ -113,6 +115,7 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
                 elastic.elastic_transform,
                 elastic.draw_elastic,
                 elastic.ELASTIC_TRANSFORM,
+                moves=True,
             ),
             Entry("pixelate", "digital", digital.pixelate, None, digital.PIXELATE),
             Entry("jpeg_compression", "digital", digital.jpeg_compression, None, digital.JPEG_COMPRESSION),
@@ -135,6 +138,11 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
 def names() -> tuple[str, ...]:
     """All corruptions, family by family, in the order of the published sets."""
     return tuple(_ENTRIES)
+
+
+def moves(name: str) -> bool:
+    """Whether a corruption displaces what is seen, so that a mask or depth no longer lies exactly on it."""
+    return name in _ENTRIES and _ENTRIES[name].moves
 
 
 def families() -> dict[str, tuple[str, ...]]:

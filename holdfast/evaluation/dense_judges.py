@@ -88,11 +88,12 @@ class DenseHeads:
 
     def task(self, judge: Judge, source: Source) -> Task:
         """The task of a judge, on these images."""
-        head: DenseHead = self._heads[judge.digest_of_head].head
+        read = self._heads[judge.digest_of_head]
+        head: DenseHead = read.head
         memory: Literal["keep", "recompute"] = "recompute" if self.config.recompute else "keep"
         windows = Windows(window=judge.window, stride=judge.stride, memory=memory)
         if judge.task == "segmentation":
-            return Segmentation(head=head, parts=source.parts, windows=windows)
+            return Segmentation(head=head, parts=source.parts, windows=windows, sizes=read.sizes)
         return Depth(head=head, windows=windows, max_depth=source.max_depth, crop=judge.crop)
 
 

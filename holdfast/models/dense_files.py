@@ -23,8 +23,8 @@ from holdfast.models.encoder import Encoder
 from holdfast.records import DenseSpec
 
 FILE = "head.safetensors"
-SPEC, PARTS, DIGEST = "dense_head", "parts", "digest_of_head"
-"""What our files call the spec, the names of the classes, and the digest."""
+SPEC, PARTS, DIGEST, SIZES = "dense_head", "parts", "digest_of_head", "sizes"
+"""What our files call the spec, the names of the classes, the digest, and the pixels of each class in training."""
 FOUR = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
 """The four blocks that DINOv2's multi-layer heads read, by the number of blocks."""
 _DINOV2 = ("decode_head.conv_depth.weight", "decode_head.conv_depth.bias")
@@ -38,12 +38,14 @@ class ReadHead(NamedTuple):
         parts: names of the classes 0..K-1; empty for depth.
         digest: SHA-256 of spec, weights and buffers, 64 digits.
         metadata: all texts of the file.
+        sizes: pixels of each class in the images that it was fitted on; empty where the file does not say.
     """
 
     head: DenseHead
     parts: tuple[str, ...]
     digest: str
     metadata: dict[str, str]
+    sizes: tuple[int, ...] = ()
 
 
 def save_head(
@@ -103,12 +105,15 @@ def read_dense_head(path: str | Path, *, encoder: Encoder | None = None) -> Read
         )
     try:
         parts = tuple(map(str, json.loads(content.metadata.get(PARTS, "[]"))))
+        sizes = tuple(map(int, json.loads(content.metadata.get(SIZES, "[]"))))
         _check_parts(head.spec, parts)
+        if len(sizes) not in (0, len(parts)):
+            raise ValueError(sizes)
     except (ValueError, TypeError, ConfigError):
         raise CheckpointError(
             f"{file} does not name its {head.spec.outputs} classes.", next="Fit it again: holdfast probe."
         ) from None
-    return ReadHead(head, parts, digest, content.metadata)
+    return ReadHead(head, parts, digest, content.metadata, sizes)
 
 
 def read_dinov2_depth(path: str | Path, *, encoder: Encoder, near: float = 0.001, far: float = 10.0) -> DenseHead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from holdfast.corruptions.table import moves
 from holdfast.evaluation.curves import Subject, families, norm_name
 from holdfast.evaluation.dense_curves import LEADING, TASKS, TITLES, Curve, curve, joint, per_class
 from holdfast.evaluation.rows import interval, value
@@ -12,6 +13,7 @@ from holdfast.reporting import figures
 from holdfast.reporting.figures import Panel
 from holdfast.reporting.sections import Cell, Section, Titled
 
+MARK = "\u2020"
 SHOWN = {"segmentation": ("miou", "pixel_accuracy", "mean_class_recall"), "depth": ("rmse", "abs_rel", "delta1")}
 CAPTIONS = {
     "segmentation": (
@@ -72,12 +74,16 @@ def _joint(task: str, seen: Sequence[Subject], places: Mapping[str, int]) -> Tit
     rows: list[list[Cell]] = []
     for s in seen:
         who = Cell(s.name, place=places[s.name])
-        rows += [[who, Cell(j.condition), *(_metric(m) for m in j.metrics)] for j in joint(s, task, SHOWN[task])]
+        for j in joint(s, task, SHOWN[task]):
+            condition = f"{j.condition} {MARK}" if moves(j.condition.partition(",")[0]) else j.condition
+            rows.append([who, Cell(condition), *(_metric(m) for m in j.metrics)])
     if not rows:
         return None
     head = [Cell("encoder"), Cell("condition"), *(Cell(TITLES[m]) for m in SHOWN[task])]
-    about = "An attack through another head than the one that judges is a transfer. Worst case up to the radius."
-    return Titled("Every condition", [head, *rows], [about])
+    about = ["An attack through another head than the one that judges is a transfer. Worst case up to the radius."]
+    if any(r.cell.corruption and moves(r.cell.corruption.name) for s in seen for r in s.corrupted(task)):
+        about.append(f"{MARK} The corruption displaces what is seen; masks and depth stay where they were.")
+    return Titled("Every condition", [head, *rows], about)
 
 
 def _classes(task: str, seen: Sequence[Subject], places: Mapping[str, int]) -> Titled | None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import msgspec
+import numpy as np
 import torch
 
 from holdfast import disk
 from holdfast.configs import ProbeConfig
+from holdfast.data.batches import IGNORE
 from holdfast.errors import ConfigError, ConflictError
 from holdfast.models.checkpoint import load
-from holdfast.models.dense_files import digest_of, save_head
+from holdfast.models.dense_files import SIZES, digest_of, save_head
 from holdfast.models.dense_heads import build_head, spec_for
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.progress import Say, say
@@ -50,6 +52,7 @@ class Fitted(NamedTuple):
         val: what it is worth on the images that chose it.
         plan: of the fit, in numbers.
         identity: digests of the encoder and of the images.
+        sizes: pixels of each class in the training images; empty for depth.
     """
 
     task: DenseTask
@@ -58,6 +61,7 @@ class Fitted(NamedTuple):
     val: Tally
     plan: Plan
     identity: dict[str, str]
+    sizes: list[int]
 
 
 def probe(config: ProbeConfig, *, say: Say = say) -> Path:
@@ -156,7 +160,8 @@ def fit_dense(
         run(fit, say)
         tally = scores.tally()
     check_unchanged(encoder, digest)
-    return Fitted(task, fit.best.step, isinstance(train, Kept), tally, plan, identity)
+    sizes = class_sizes(parts.train, task.classes) if isinstance(task, Segmentation) else []
+    return Fitted(task, fit.best.step, isinstance(train, Kept), tally, plan, identity, sizes)
 
 
 def measured(encoder: Encoder, task: DenseTask, part: Part, batch: int) -> Tally:
@@ -171,6 +176,15 @@ def measured(encoder: Encoder, task: DenseTask, part: Part, batch: int) -> Tally
     with frozen(encoder, norm="eval"), frozen(task.head, norm="eval"):
         feed = Fresh(Seer(encoder, task, batch), part, STILL)
         return Scores(task, feed, len(part.indices), f"measuring on {part.name}").tally()
+
+
+def class_sizes(part: Part, classes: int) -> list[int]:
+    """Pixels of each class in the masks of a part, those that are ignored left out: what `balanced` weighs by."""
+    total = np.zeros(classes, dtype=np.int64)
+    for place in part.indices:
+        mask = np.asarray(part.source.read(place).truth["mask"])
+        total += np.bincount(mask[mask != IGNORE].ravel(), minlength=classes)
+    return [int(size) for size in total]
 
 
 def plan_for(config: ProbeConfig, parts: Parts) -> Plan:
@@ -250,7 +264,10 @@ def _write(out: Path, config: ProbeConfig, parts: Parts, fitted: Fitted, found: 
     """The head, and then the report, which says by being there that the probe is complete."""
     head = fitted.task.head
     names = parts.train.source.parts if config.task == "segmentation" else ()
-    save_head(head, out / HEAD, parts=names, extra={"digest_of_encoder": fitted.identity["encoder"]})
+    extra = {"digest_of_encoder": fitted.identity["encoder"]}
+    if names:
+        extra[SIZES] = json.dumps(fitted.sizes)
+    save_head(head, out / HEAD, parts=names, extra=extra)
     plan = fitted.plan
     report = {
         "encoder": config.encoder,

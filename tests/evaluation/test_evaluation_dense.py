@@ -25,6 +25,7 @@ from holdfast.tasks.segmentation import MEASURES, iou_measures
 WEIGHTS = Path(__file__).parents[1] / "golden" / "scenes_resnet8.safetensors"
 PARTS = ("background", *CLASSES)
 N, FEW = 20, 12
+ATTACK = {"stage": "attack", "through": "segmentation", "push": "ce", "steps": 2}
 
 
 def heads(folder: Path) -> dict[str, str]:
@@ -244,3 +245,18 @@ def test_memory_is_no_part_of_a_number(tmp_path: Path) -> None:
         kept, again = (run.outcomes(result.id) for run in runs)
         assert all(np.array_equal(kept[name], again[name]) for name in kept)
     bench(tmp_path, corruptions=["none"], variant="", recompute=True, out=str(tmp_path / "False"), **more)
+
+
+def test_what_displaces_the_image_is_said_in_the_record_and_on_the_page(tmp_path: Path) -> None:
+    more = {"corruptions": ["elastic_transform", "brightness"], "attacks": [{**ATTACK, "push": "balanced"}]}
+    run = bench(tmp_path, tasks=["embedding", "segmentation"], depth_heads=[], eps=["4/255"], **more)
+    said = {(r.cell.corruption.name, r.cell.judge.task): " ".join(r.warnings) for r in run.results if r.cell.corruption}
+    assert "masks and depth stay" in said["elastic_transform", "segmentation"]
+    assert "masks and depth stay" not in said["elastic_transform", "embedding"] + said["brightness", "segmentation"]
+    page = holdfast.report(run.folder).read_text()
+    assert "elastic_transform, severities pooled \u2020" in page and "brightness, severities pooled \u2020" not in page
+    # These heads' files do not say what they were fitted on.
+    own = [r for r in run.results if r.cell.attack]
+    assert own and all(
+        "each image's own pixels" in " ".join(r.warnings) for r in own if r.cell.judge.task != "embedding"
+    )

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from holdfast.configs import ProbeConfig
+from holdfast.configs import BenchConfig, ProbeConfig
 from holdfast.data.batches import batches
 from holdfast.data.scenes import Scenes
 from holdfast.data.sources import images, open_source
-from holdfast.errors import ConfigError, ConflictError, Interrupted, TrustError
+from holdfast.errors import CheckpointError, ConfigError, ConflictError, Interrupted, TrustError
+from holdfast.evaluation.dense_judges import DenseHeads
 from holdfast.models.checkpoint import load, save
 from holdfast.models.dense_files import read_dense_head
 from holdfast.models.encoder import Encoder
+from holdfast.records import Model
 from holdfast.signals import Stopping
 from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import observe, still
@@ -64,6 +67,22 @@ def test_a_linear_head_learns_to_segment_and_its_report_is_what_its_file_gives(t
     ious = within / (predicted + labelled - within)
     assert found["test"]["miou"] == pytest.approx(float(ious.mean()), abs=1e-3)
     assert found["test"]["iou/disk"] == pytest.approx(float(ious[1]), abs=2e-3)
+
+
+def test_the_file_counts_the_pixels_of_each_class_and_the_bench_weighs_by_them(tmp_path):
+    out = probe(_config(tmp_path / "p", epochs=1), say=_quiet)
+    read = read_dense_head(out)
+    source = open_source(images("scenes", split="train", size=16, limit=32))
+    masks = [torch.as_tensor(source.read(place).truth["mask"]) for place in range(32)]
+    counted = torch.stack(masks).flatten().long()
+    assert read.sizes == tuple(torch.bincount(counted[counted != 255], minlength=len(read.parts)).tolist())
+    heads = DenseHeads(BenchConfig(segmentation_heads=(str(out),), tasks=("segmentation",)), torch.device("cpu"))
+    judge = heads.judges(Model(spec="golden"), load(str(GOLDEN)), source)["segmentation"]
+    assert heads.task(judge, source).sizes == read.sizes
+    damaged = read.metadata | {"sizes": "[1, 2]"}
+    save_file(read.head.state_dict(), tmp_path / "damaged.safetensors", damaged)
+    with pytest.raises(CheckpointError, match="does not name its"):
+        read_dense_head(tmp_path / "damaged.safetensors")
 
 
 def test_depth_is_better_than_the_best_constant(tmp_path):
