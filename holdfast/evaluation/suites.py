@@ -192,7 +192,8 @@ def named_attacks(config: BenchConfig) -> tuple[Attack, ...]:
                 next=f"Add --tasks {METHODS[name].through[0]}.",
             )
         pushes = {"classification": "ce", "embedding": "mse", "segmentation": "ce", "depth": "silog_gradient"}
-        found += [Attack(method=name, through=task, push=pushes[task]) for task in tasks]
+        members = SEGMENTED if name == "sea" else ()  # an ensemble is all of its members
+        found += [Attack(method=name, through=task, push=p) for task in tasks for p in members or (pushes[task],)]
     return tuple(found) if config.eps is not None else _grid(_LINF, found)
 
 

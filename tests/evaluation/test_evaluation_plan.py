@@ -11,6 +11,7 @@ from holdfast.evaluation.identity import RunRecord, differences
 from holdfast.evaluation.plan import ENCODERS_PER_JOB, Subject, cells, jobs, settled
 from holdfast.evaluation.suites import SUITES
 from holdfast.records import Attack, Data, Model
+from holdfast.tasks.segmentation import ENSEMBLE
 
 
 def subject(number: int = 0) -> Subject:
@@ -92,3 +93,8 @@ def test_two_grids_never_share_a_folder(one: tuple, other: tuple) -> None:
     )
     assert differences(before, after)
     assert not differences(before, before)
+
+
+def test_an_ensemble_by_name_is_all_of_its_members() -> None:
+    asked = config(methods=("sea",), tasks=("segmentation",), segmentation_heads=("h",), eps=(1 / 255,))
+    assert [(a.method, a.push, a.steps) for a in asked.attacks] == [("sea", push, 300) for push in ENSEMBLE]
