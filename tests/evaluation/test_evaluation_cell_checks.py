@@ -24,9 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def attacked(attack: Attack, **held: float | bool) -> Attacked:
-    """A cell of ten images, all of them right when clean, with these outcomes for each."""
-    cell = Cell(data=Data(source="scenes"), stages=(attack,), encoder=Model(spec="e"), judge=judge("classification"))
+def attacked(attack: Attack, *, by: str = "classification", **held: float | bool) -> Attacked:
+    """A cell of ten images, all of them right when clean, with these outcomes for each, judged by a task."""
+    cell = Cell(data=Data(source="scenes"), stages=(attack,), encoder=Model(spec="e"), judge=judge(by))
     rows = {"attack_clean_score": -1.0} | held
     return Attacked(cell, attack, {"id": np.arange(10).astype(str), **{k: np.full(10, v) for k, v in rows.items()}})
 
@@ -40,6 +40,40 @@ def test_what_several_passes_gain_late_is_an_upper_limit() -> None:
     for several in (Attack(restarts=5), Attack(push="margin_target", targets=9), Attack(method="autoattack", push="")):
         assert gaining(attacked(several, **late)).status == "not measured"
         assert gaining(attacked(several, **early)).status == "passed"
+
+
+REACHED = (
+    Attack(through="embedding", push="mse", scored="knn"),
+    Attack(through="embedding", push="mse", scored="probe"),
+    Attack(through="embedding", push="mse", aim="towards"),
+    Attack(push="ce", aim="towards"),
+)
+
+
+@pytest.mark.parametrize("attack", REACHED, ids=lambda a: f"{a.through}-{a.scored}-{a.aim}")
+def test_what_is_reached_late_counts_wherever_something_is_reached(attack: Attack) -> None:
+    """A vote turned, a head fooled, a target found: by images, and not by how far a distance went."""
+    gaining, through = CELL_CHECKS["still-gaining"], attack.through
+    late, early = {"attack_score": 0.5, "attack_early_score": -0.5}, {"attack_score": 0.5, "attack_early_score": 0.4}
+    found = gaining(attacked(attack, by=through, **late))
+    assert found.status == "failed" and "of the images fall" in found.text
+    assert gaining(attacked(attack, by=through, **early)).status == "passed", "a distance would have risen by a fifth"
+
+
+def test_a_drift_that_rises_late_is_told_by_how_far() -> None:
+    drift, gaining = Attack(through="embedding", push="mse"), CELL_CHECKS["still-gaining"]
+    late = attacked(drift, by="embedding", attack_score=0.5, attack_early_score=0.4)
+    found = gaining(late)
+    assert found.status == "failed" and found.text.startswith("20.0% of the drift")
+
+
+def test_an_attack_towards_a_class_is_no_rival_of_one_that_takes_any() -> None:
+    """That Square finds what an attack towards one class does not is no sign of a masked gradient."""
+    held = {"correct": True, "attack_score": -0.5}
+    assert attacked(CE, **held).rival
+    for aimed in (Attack(push="ce", aim="towards"), Attack(through="embedding", push="mse", aim="towards")):
+        assert attacked(aimed, **held).white_box == (aimed.through == "classification")
+        assert not attacked(aimed, **held).rival
 
 
 def test_the_nearest_images_lie_on_the_boundary() -> None:
