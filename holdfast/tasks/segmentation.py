@@ -168,8 +168,14 @@ class Segmentation:
         return (self.head,)
 
     def passes(self, encoder: Encoder, precision: Precision, engine: Engine) -> See:
-        """From pixels [b, 3, h, w] to `logits` [b, K, h, w]."""
-        return dense_see(encoder, self.head, self.windows, precision=precision, engine=engine)
+        """From pixels [b, 3, h, w] to `logits` [b, K, h, w], and their `answer` int64 [b, h, w] for harm and score."""
+        see = dense_see(encoder, self.head, self.windows, precision=precision, engine=engine)
+
+        def answered(pixels: Tensor) -> dict[str, Tensor]:
+            out = dict(see(pixels))
+            return {**out, "answer": predicted(out["logits"])}
+
+        return answered
 
     def read(self, encoder: Encoder, vector: Tensor) -> Out:
         """Refuses: one vector does not answer for every pixel.
@@ -181,7 +187,7 @@ class Segmentation:
 
     def score(self, out: Out, rows: Rows) -> Tensor:
         """Share of the labelled pixels that are wrong, float32 [b] in [0, 1]; 0 where nothing is labelled."""
-        read = Pixels(out["logits"], rows["mask"])
+        read = Pixels(out["logits"], rows["mask"], given=out.get("answer"))
         return read.mean((~read.right).float())
 
     def truth(self, pixels: Tensor, rows: Rows, see: See) -> Rows:
@@ -204,9 +210,9 @@ class Segmentation:
     def outcome(self, out: Out, rows: Rows) -> dict[str, Tensor]:
         """`counts` int64 [b, K, 3]; `wrong` float32 [b], the score; `ignored` int64 [b], pixels without a label; `loss`
         float32 [b], mean cross-entropy in nats, 0 where nothing is labelled."""
-        read = Pixels(out["logits"], rows["mask"])
+        read = Pixels(out["logits"], rows["mask"], given=out.get("answer"))
         return {
-            "counts": counts(predicted(read.logits), read.mask, read.logits.shape[1]),
+            "counts": counts(read.answer, read.mask, read.logits.shape[1]),
             "wrong": self.score(out, rows),
             "ignored": (~read.labelled).flatten(1).sum(1),
             "loss": read.mean(read.ce).float(),

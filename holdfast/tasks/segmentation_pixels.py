@@ -20,11 +20,13 @@ class Pixels:
         logits: [b, K, h, w].
         mask: int64 [b, h, w] of classes 0 to K - 1, or `IGNORE`.
         sizes: pixels per class that classes are balanced by, floats [b, K]; None = those of the image.
+        given: `predicted(logits)`, where that was asked already; None = it was not.
     """
 
     logits: Tensor
     mask: Tensor
     sizes: Tensor | None = None
+    given: Tensor | None = None
 
     @cached_property
     def labelled(self) -> Tensor:
@@ -39,7 +41,12 @@ class Pixels:
     @cached_property
     def right(self) -> Tensor:
         """Whether the answer is the label: bool [b, h, w], False where nothing is labelled."""
-        return predicted(self.logits) == self.mask
+        return self.answer == self.mask
+
+    @cached_property
+    def answer(self) -> Tensor:
+        """The class of the largest logit: int64 [b, h, w]."""
+        return predicted(self.logits) if self.given is None else self.given
 
     @cached_property
     def ce(self) -> Tensor:
@@ -65,10 +72,10 @@ def predicted(logits: Tensor) -> Tensor:
     return classes - largest.amax(1).clamp_min(1).to(torch.int64)  # at least 1: no class answers for logits of NaN
 
 
-def largest(logits: Tensor, n: int) -> list[Tensor]:
+def largest(read: Pixels, n: int) -> list[Tensor]:
     """Classes of the n largest logits, in their order, int64 [b, h, w] each: `topk`, but faster across channels."""
-    left, places = logits.detach().clone(), []
-    for _ in range(n):
-        places.append(predicted(left))
+    left, places = read.logits.detach().clone(), [read.answer]
+    for _ in range(n - 1):
         left.scatter_(1, places[-1][:, None], -torch.inf)
+        places.append(predicted(left))
     return places

@@ -183,14 +183,14 @@ def target_mask(rows: Rows) -> Tensor:
 
 def _away(loss: Loss) -> Push:
     def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
-        return loss(Pixels(out["logits"], rows["mask"], rows.get("sizes")), t)
+        return loss(Pixels(out["logits"], rows["mask"], rows.get("sizes"), out.get("answer")), t)
 
     return push
 
 
 def _towards(loss: Loss) -> Push:
     def push(out: Out, rows: Rows, t: Tensor) -> Tensor:
-        return loss(Pixels(out["logits"], target_mask(rows)), t)
+        return loss(Pixels(out["logits"], target_mask(rows), given=out.get("answer")), t)
 
     return push
 
@@ -244,7 +244,7 @@ def _sizes(read: Pixels) -> Tensor:
 
 def _margins(read: Pixels) -> tuple[Tensor, Tensor]:
     """Best other logit minus the label's, and z_1 - z_3 that it is measured in (1 with two classes), [b, h, w] each."""
-    z, places = read.logits, largest(read.logits, min(read.logits.shape[1], 3))
+    z, places = read.logits, largest(read, min(read.logits.shape[1], 3))
     # The best other logit is the largest one, or where the label has that, the second.
     other = torch.where(places[0] == read.label, places[1], places[0])
     apart = _at(z, other) - _at(z, read.label)
