@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.attacks.methods import DENSE, METHODS, settled, traceable
+from holdfast.attacks.methods import DENSE, METHODS, TRACEABLE, settled, traceable
 from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import entry
@@ -223,6 +223,11 @@ def chosen_attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[At
         raise ConfigError(
             "An attack of a bench was to begin at a given delta, and a bench has none.",
             next='Use start "random"; holdfast.attack takes a delta.',
+        )
+    if config.traced and not any(traceable(attack) for attack in attacks):
+        raise ConfigError(
+            f"--traced {config.traced} was given, and no attack goes through its ball in one pass of steps.",
+            next=f"Steps are traced of {', '.join(TRACEABLE)}: add --methods {TRACEABLE[0]}, or leave --traced out.",
         )
     changed = [
         msgspec.structs.replace(

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 import holdfast
 from holdfast.attacks.methods import settled, traced_steps
+from holdfast.configs import BenchConfig
 from holdfast.data.batches import batches
 from holdfast.data.sources import images, open_source
 from holdfast.errors import ConfigError, Interrupted
-from holdfast.evaluation import keeping
+from holdfast.evaluation import keeping, plan
 from holdfast.evaluation.curves import Subject, subjects
 from holdfast.evaluation.step_curves import step_curves
 from holdfast.evaluation.store import Run
@@ -147,6 +148,12 @@ def test_stopped_in_the_middle_the_curve_is_the_undisturbed_one(
 def test_what_goes_in_several_passes_is_not_traced(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"to be traced.*one start"):
         settled(Attack(traced=3, **change))
+
+
+def test_where_nothing_can_be_traced_it_is_said() -> None:
+    asked = BenchConfig(encoders=("e",), tasks=("classification",), methods=("autoattack",), traced=3)
+    with pytest.raises(ConfigError, match=r"no attack goes through its ball in one pass.*--methods pgd"):
+        plan.settled(asked)
 
 
 def test_curves_have_an_interval_at_every_step(traced: Run) -> None:
