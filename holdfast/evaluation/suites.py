@@ -224,7 +224,7 @@ def chosen_attacks(config: BenchConfig, attacks: tuple[Attack, ...]) -> tuple[At
             "An attack of a bench was to begin at a given delta, and a bench has none.",
             next='Use start "random"; holdfast.attack takes a delta.',
         )
-    if config.traced and not any(traceable(attack) for attack in attacks):
+    if config.traced and attacks and not any(traceable(attack) for attack in attacks):
         raise ConfigError(
             f"--traced {config.traced} was given, and no attack goes through its ball in one pass of steps.",
             next=f"Steps are traced of {', '.join(TRACEABLE)}: add --methods {TRACEABLE[0]}, or leave --traced out.",

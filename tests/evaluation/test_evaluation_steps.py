@@ -154,6 +154,8 @@ def test_where_nothing_can_be_traced_it_is_said() -> None:
     asked = BenchConfig(encoders=("e",), tasks=("classification",), methods=("autoattack",), traced=3)
     with pytest.raises(ConfigError, match=r"no attack goes through its ball in one pass.*--methods pgd"):
         plan.settled(asked)
+    usual = plan.settled(BenchConfig(encoders=("e",), traced=3))  # and the suite has attacks at no other radius
+    assert {a.traced for a in plan.at_protocol(usual, BenchConfig(encoders=("e",), traced=3), 32).attacks} == {3}
 
 
 def test_curves_have_an_interval_at_every_step(traced: Run) -> None:
