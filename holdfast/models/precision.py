@@ -140,15 +140,32 @@ def true_float32() -> Iterator[None]:
     torch's default lets convolutions round their inputs to 10 bits, which moves a pixel by up to 0.12/255; some of the
     faster ones add up in whatever order comes. Settings are those of the process, and are as they were afterwards.
     """
-    library, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = library.allow_tf32, library.deterministic
-    torch.set_float32_matmul_precision("highest")
-    library.allow_tf32, library.deterministic = False, True
+    library, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    # Two ways to say it since torch 2.9; the older may refuse to be asked where the newer was used, and restores less.
+    newer = [(part, part.fp32_precision) for part in _named(library, products)]
+    older: list[tuple[Any, bool]] = []
+    for part in (library, products):
+        with contextlib.suppress(RuntimeError):
+            older.append((part, part.allow_tf32))
+    ordered = library.deterministic
     try:
+        for part, _ in older:
+            part.allow_tf32 = False
+        for part, _ in newer:
+            part.fp32_precision = "ieee"
+        library.deterministic = True
         yield
     finally:
-        library.allow_tf32, library.deterministic = before
-        torch.set_float32_matmul_precision(products)
+        for part, before in older:
+            part.allow_tf32 = before
+        for part, word in newer:
+            part.fp32_precision = word
+        library.deterministic = ordered
+
+
+def _named(library: Any, products: Any) -> list[Any]:
+    """Settings of convolutions and of matrix products that name a precision, where this torch has them."""
+    return [part for part in (getattr(library, "conv", None), products) if hasattr(part, "fp32_precision")]
 
 
 def _exact(layer: nn.Module, x: Tensor) -> Tensor:
