@@ -321,7 +321,8 @@ def _judged(cell: Cell, made: Made, rows: Rows, views: Views) -> dict[str, Tenso
                 found |= {f"clean_{name}": clean[name] for name in ("correct", "prediction") if name in clean}
         if cell.judge.task == "classification" and _direct(cell):
             # An attack stops at any wrong class: what the set's own classes alone would lose was not looked for.
-            found.pop("correct_within", None)
+            for name in ("correct_within", "rounded_correct_within"):
+                found.pop(name, None)
             found |= evidence(views.bench.counting(seer(encoder, task)), made.after, out)
     for name, part in found.items():
         if part.is_floating_point() and not bool(torch.isfinite(part).all()):
