@@ -90,7 +90,14 @@ def read_dense_head(path: str | Path, *, encoder: Encoder | None = None) -> Read
         CheckpointError: no such file, not a dense head, weights that do not fit what it says, changed after saving.
     """
     file = Path(path)
-    file = file / FILE if file.is_dir() else file
+    if file.is_dir():
+        if not (file / FILE).exists():
+            raise CheckpointError(
+                f"the folder {path} holds no {FILE}.",
+                asked=f"A dense head was to be read from {path}:",
+                next="Name the --out of a holdfast probe --task segmentation or depth, or a head's file.",
+            )
+        file = file / FILE
     content = containers.read(file)
     if SPEC not in content.metadata:
         if _named(content.tensors) and encoder is not None:
