@@ -14,7 +14,7 @@ from holdfast.data.batches import IGNORE
 Pixels = npt.NDArray[np.uint8]
 Gallery = Mapping[str, npt.NDArray[Any]]
 NOTHING = np.array([128, 128, 128], np.uint8)
-"""The grey of what has no label or no measurement."""
+"""The grey of an error or a depth where there is no truth; among classes that is the colour of one of them."""
 SCALE = "viridis"
 
 
@@ -35,7 +35,7 @@ def pictures(gallery: Gallery, at: int) -> tuple[tuple[str, Pixels], ...]:
     if truth.dtype == np.uint8:
         known = truth != IGNORE
         wrong = [_painted(np.where(known & (answer != truth), 1.0, 0.0), known) for answer in (clean, attacked)]
-        shown = [coloured(part, known if part is truth else np.ones_like(known)) for part in (truth, clean, attacked)]
+        shown = [coloured(part) for part in (truth, clean, attacked)]
     else:
         known = truth > 0
         low, high = (float(truth[known].min()), float(truth[known].max())) if known.any() else (0.0, 1.0)
@@ -49,13 +49,30 @@ def pictures(gallery: Gallery, at: int) -> tuple[tuple[str, Pixels], ...]:
     return tuple(zip(names, (*shown, *wrong)))
 
 
-def coloured(classes: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]) -> Pixels:
-    """Classes [h, w] in the colours of PASCAL VOC: bit i of a class goes to bit 7 - i // 3 of channel i % 3."""
+def legend(gallery: Gallery) -> tuple[tuple[str, str], ...]:
+    """The classes that occur in truth or answers, each with its colour as CSS writes it; none of depth.
+
+    Args:
+        gallery: as `evaluation.dense_pictures.answered` gives it.
+    """
+    if gallery["truth"].dtype != np.uint8:
+        return ()
+    names = {**dict(enumerate(gallery["parts"].tolist())), IGNORE: "no label"}
+    there = np.unique(np.concatenate([gallery[part].ravel() for part in ("truth", "clean_answer", "answer")]))
+    colours = coloured(there[None])[0].tolist()
+    return tuple((names[k], f"rgb({' '.join(map(str, colour))})") for k, colour in zip(there.tolist(), colours))
+
+
+def coloured(classes: npt.NDArray[np.uint8]) -> Pixels:
+    """Classes [h, w] in the colours of PASCAL VOC: bit i of a class goes to bit 7 - i // 3 of channel i % 3.
+
+    What has no label (`IGNORE`) is pale there: (224, 224, 192).
+    """
     number = np.arange(256)
     table = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         table[:, bit % 3] |= (((number >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
-    painted: Pixels = np.where(known[..., None], table[classes], NOTHING)
+    painted: Pixels = table[classes]
     return painted
 
 
