@@ -38,6 +38,22 @@ class OnImages(Record, frozen=True, kw_only=True):
     threads: int = 0
 
 
+class OnEncoders(OnImages, frozen=True, kw_only=True):
+    """Fields shared by every verb that reads encoders as well.
+
+    Attributes:
+        arch: see `Model`.
+        options: see `Model`.
+        mean: see `Model`.
+        std: see `Model`.
+    """
+
+    arch: str = ""
+    options: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
 class TrainConfig(OnImages, frozen=True, kw_only=True):
     """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
 
@@ -90,15 +106,11 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     replace: bool = False
 
 
-class ProbeConfig(OnImages, frozen=True, kw_only=True):
+class ProbeConfig(OnEncoders, frozen=True, kw_only=True):
     """Fit a head on a frozen encoder: `holdfast probe runs/a --data imgs/ --out runs/a/probe`.
 
     Attributes:
         encoder: as `Model.spec`.
-        arch: see `Model`.
-        options: see `Model`.
-        mean: see `Model`.
-        std: see `Model`.
         task: classification, segmentation or depth.
         level: features that a linear head of classification reads.
         kind: of a dense head: linear, upernet, dpt (segmentation); bins, dpt (depth); empty = linear, bins.
@@ -123,10 +135,6 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
     """
 
     encoder: str = ""
-    arch: str = ""
-    options: tuple[str, ...] = ()
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     task: Literal["classification", "segmentation", "depth"] = "classification"
     level: str = "pooled"
     kind: Literal["", "linear", "upernet", "dpt", "bins"] = ""
@@ -149,19 +157,21 @@ class ProbeConfig(OnImages, frozen=True, kw_only=True):
     replace: bool = False
 
 
-class AttackConfig(OnImages, frozen=True, kw_only=True):
+class AttackConfig(OnEncoders, frozen=True, kw_only=True):
     """Look, do not measure: attack a few images and write a gallery.
 
     Attributes:
         encoder: as `Model.spec`.
-        arch: see `Model`.
-        options: see `Model`.
-        mean: see `Model`.
-        std: see `Model`.
         images: image files; empty = the first of `data`.
         out: folder for `adversarial.npz` (lossless), PNG files and `gallery.html`.
         method: `holdfast ls attacks` lists them.
-        through: embedding (no labels needed), or classification (the checkpoint's own head).
+        through: embedding (no labels needed), classification (the checkpoint's own head), segmentation or depth (a head
+            from a file); empty = that of the head that is named, else embedding.
+        segmentation_heads: a probe's folder, or a head's file; one, as there is one encoder.
+        depth_heads: the same for depth.
+        window: side in pixels of the windows that a dense head slides over an image; 0 = the whole image.
+        stride: of the windows; 0 = two thirds of one.
+        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), or garg (KITTI).
         push: harm that is raised; empty = the task's first.
         norm: of the ball.
         eps: radius in pixel units; 0 = the nearest adversarial image (fab); left out = 4/255, in a Linf ball alone.
@@ -178,14 +188,15 @@ class AttackConfig(OnImages, frozen=True, kw_only=True):
     """
 
     encoder: str = ""
-    arch: str = ""
-    options: tuple[str, ...] = ()
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     images: tuple[str, ...] = ()
     out: str = "runs/attack"
     method: str = "pgd"
-    through: Literal["embedding", "classification"] = "embedding"
+    through: Literal["", "embedding", "classification", "segmentation", "depth"] = ""
+    segmentation_heads: tuple[str, ...] = ()
+    depth_heads: tuple[str, ...] = ()
+    window: int = 0
+    stride: int = 0
+    depth_crop: Literal["none", "eigen", "garg"] = "none"
     push: str = ""
     norm: Norm = "linf"
     eps: float | None = None
@@ -215,16 +226,12 @@ class VerifyConfig(Record, frozen=True, kw_only=True):
     threads: int = 0
 
 
-class BenchConfig(OnImages, frozen=True, kw_only=True):
+class BenchConfig(OnEncoders, frozen=True, kw_only=True):
     """Measure encoders on a grid: `holdfast bench runs/a dino.pth --data imgs/ --suite quick --out runs/b`.
 
     Attributes:
         encoders: specs as `Model.spec`; a folder of checkpoints is a series.
         models: the same as full `Model` records (YAML and Python), after `encoders`.
-        arch: for bare weights files among `encoders`.
-        options: for bare weights files among `encoders`.
-        mean: for all of `encoders`.
-        std: for all of `encoders`.
         heads: a linear head's file for each of `encoders`, in their order; empty = the checkpoints' own, or fitted.
         segmentation_heads: a probe's folder, or a head's file, for each of `encoders`, in their order.
         depth_heads: the same for depth.
@@ -277,10 +284,6 @@ class BenchConfig(OnImages, frozen=True, kw_only=True):
 
     encoders: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
-    arch: str = ""
-    options: tuple[str, ...] = ()
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     heads: tuple[str, ...] = ()
     segmentation_heads: tuple[str, ...] = ()
     depth_heads: tuple[str, ...] = ()

@@ -98,6 +98,7 @@ def attack(
         encoder: as `load` takes it.
         images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
         labels: int64 [b]; with them, or a `target`, the attack is through classification unless `through` is given.
+            With `segmentation_heads` or `depth_heads` it is through that head: masks int64 [b, h, w], or metres.
         delta: where to begin: perturbations in pixel units, [b, 3, h, w] or [3, h, w], or a file of them.
         surrogate: encoder that the attack is made on, where it is another one (transfer).
         **fields: of `configs.AttackConfig`: method, eps (`4/255` or a number), norm, steps, push, through, target...
@@ -112,7 +113,8 @@ def attack(
     from holdfast.devices import threads_of
     from holdfast.looking import attacked
 
-    if "through" not in fields and (labels is not None or "target" in fields):
+    open_still = fields.keys().isdisjoint({"through", "segmentation_heads", "depth_heads"})
+    if open_still and (labels is not None or "target" in fields):
         fields["through"] = "classification"
     config = build(AttackConfig, fields)
     with threads_of(config.threads):

@@ -12,7 +12,9 @@ from holdfast.configs import VerifyConfig
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, DataError, TrustError
 from holdfast.evaluation.store import read
+from holdfast.evaluation.verified_files import FILE
 from holdfast.evaluation.verifier import HeadOf, Verdict, verified
+from holdfast.models.dense_files import read_dense_head
 from holdfast.models.encoder import Encoder
 from holdfast.models.heads import read_head
 from holdfast.progress import Say
@@ -101,6 +103,12 @@ def heads_of(folder: Path, device: torch.device) -> HeadOf:
             if found.digest != judge.digest_of_head:
                 raise TrustError(f"{cell.encoder.head} is not the head of the record.", next="Put the old file back.")
             return found.linear.to(device)
+        if judge.task in DENSE and (folder / FILE).is_file():
+            # Of an `attack`: its cell names the file, where a run's config does.
+            read_back = read_dense_head(cell.encoder.head, encoder=encoder)
+            if read_back.digest != judge.digest_of_head:
+                raise TrustError(f"{cell.encoder.head} is not the head of the record.", next="Put the old file back.")
+            return read_back.head.to(device)
         if not stock:
             stock.append(Stock(read(folder).config, (), device=device, heads=folder / "heads"))
         task = stock[0].task(cell)

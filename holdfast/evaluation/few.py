@@ -19,10 +19,11 @@ from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
 from holdfast.attacks.executor import SMALLEST, Found, scored
 from holdfast.attacks.harm import Out, Rows, check_pixels
-from holdfast.attacks.methods import build, settled, stop_of
+from holdfast.attacks.methods import DENSE, build, settled, stop_of
 from holdfast.configs import AttackConfig
 from holdfast.errors import ConfigError, DataError, TrustError, nearest
 from holdfast.evaluation.attacking import checked, compared, refuse_blindness
+from holdfast.evaluation.few_heads import decided, dense_head, truth_of
 from holdfast.evaluation.starts import Delta, read_delta
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
@@ -30,7 +31,7 @@ from holdfast.records import Attack, Model
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.impersonation import towards
-from holdfast.tasks.task import Task, seer, still, victim
+from holdfast.tasks.task import Dense, Task, seer, still, victim
 
 SLOTS = 64
 WHOLE = 1e-3
@@ -52,7 +53,7 @@ class Aim(NamedTuple):
         made_on: encoder and task that the attack is made on; the same two where there is no surrogate.
         record: of the attack, with nothing left open.
         pixels: float32 [b, 3, h, w] on the device.
-        rows: `key`, `eps`, and where they are known `label`, `target`, `begin`.
+        rows: `key`, `eps`, and where they are known `label`, `mask`, `depth`, `target`, `begin`.
     """
 
     encoder: Encoder
@@ -78,22 +79,26 @@ def aimed(
     classes: Sequence[str] = (),
     delta: Delta | None = None,
     surrogate: Encoder | None = None,
+    task: Task | None = None,
 ) -> Aim:  # parameters: images with what belongs to them; a record would only rename it
     """Check what is asked for, and complete it.
 
     Args:
         encoder: left as it was.
         images: float32 [b, 3, h, w] in [0, 1], or b images [3, h, w] of one size.
-        labels: int64 [b]; for classification without them, the clean predictions.
+        labels: int64 [b]; for classification without them, the clean predictions. Through a dense head masks, int64
+            [b, h, w], or depth in metres, float32 [b, h, w].
         config: method, eps, norm, steps, push...
         ids: names that key the random start; empty = their positions.
         classes: names of the labels, so that a target can be named.
         delta: where to begin: perturbations [b, 3, h, w], or one [3, h, w] for all; or a file of them (`read_delta`).
         surrogate: the encoder that the attack is made on, where it is not `encoder`; None = as the config says.
+        task: what is attacked, where that is known already; None = as the config says.
 
     Raises:
         PixelError: images outside [0, 1].
         DataError: images of different sizes, labels or a delta that do not fit.
+        CheckpointError: a dense head that cannot be read.
         ConfigError: an unknown harm, an eps that is no radius, no head to attack through, or probabilities for logits.
         TrustError: outputs that are not finite.
     """
@@ -101,14 +106,15 @@ def aimed(
         raise ConfigError(
             "attack needs gradients and was called inside torch.inference_mode().", next="Call it outside."
         )
-    pixels = stacked(images)
+    config, pixels = decided(config), stacked(images)
     if surrogate is None and config.surrogate:
         named = Model(spec=config.surrogate, arch=config.arch, options=config.options)
         surrogate = load(named, device=encoder.mean.device)
     models = [encoder] if surrogate is None or surrogate is encoder else [encoder, surrogate]
-    tasks = [task_of(model, config, pixels) for model in models]
+    dense = config.through in DENSE
+    tasks = [task or task_of(model, config, pixels) for model in models]
     _check_classes(models, tasks)
-    known, device = tasks[0].classes, encoder.mean.device
+    known, device = 0 if dense else tasks[0].classes, encoder.mean.device
     record = record_of(config, tasks[0])
     if labels is not None and known:
         _check_labels(labels, len(pixels), known)
@@ -116,6 +122,8 @@ def aimed(
         "key": draws.keys(ids or [str(i) for i in range(len(pixels))]).to(device),
         "eps": torch.full((len(pixels),), record.eps or torch.inf, device=device),
     }
+    if dense:
+        rows |= {name: row.to(device) for name, row in truth_of(labels, config.through, len(pixels)).items()}
     if delta is not None:
         rows["begin"] = read_delta(delta, pixels).to(device)
         record = msgspec.structs.replace(record, start="given")
@@ -217,11 +225,13 @@ def stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def task_of(encoder: Encoder, config: AttackConfig, pixels: Tensor) -> Task:
-    """What is attacked: a level of the embedding, or the head.
+    """What is attacked: a level of the embedding, or a head.
 
     Raises:
-        ConfigError: there is no head.
+        ConfigError: there is no head, or it does not fit.
     """
+    if (head := dense_head(config, encoder)) is not None:
+        return head.task
     if config.through == "embedding":
         if config.target:
             raise ConfigError(
@@ -258,7 +268,7 @@ def record_of(config: AttackConfig, task: Task) -> Attack:
     return settled(
         Attack(
             method=config.method,
-            through=config.through,
+            through=config.through or "embedding",
             push=config.push or next(iter(task.pushes)),
             norm=config.norm,
             eps=LINF_EPS if config.eps is None else config.eps,
@@ -337,8 +347,14 @@ def _towards(task: Task, out: Out, rows: Rows) -> Task:
 
 
 def _check_classes(models: Sequence[Encoder], tasks: Sequence[Task]) -> None:
-    """Refuse encoders that tell other numbers of classes apart, or one class alone."""
+    """Refuse encoders that tell other numbers of classes apart, or one class alone, or that share no head."""
     known = tasks[0].classes
+    if isinstance(tasks[0], Dense) and len(models) > 1:
+        raise ConfigError(
+            f"a dense head was fitted on {models[0].name}, and {models[-1].name} has features of its own.",
+            asked="An attack made on one encoder and judged on another was asked for.",
+            next="Attack them --through embedding, or leave the surrogate out.",
+        )
     if tasks[-1].classes != known:
         raise ConfigError(
             f"{models[-1].name} tells {tasks[-1].classes} classes apart, {models[0].name} {known}.",

@@ -44,6 +44,30 @@ def measured(measures: Sequence[Measure], whole: Mapping[str, Array]) -> tuple[M
     return tuple(found)
 
 
+def of_each(measures: Sequence[Measure], whole: Mapping[str, Array]) -> list[dict[str, float]]:
+    """The metrics of every image by itself: what a metric is of that one image, and no part of what it is of all.
+
+    Args:
+        measures: of a task.
+        whole: per-image outcomes, arrays [n, ...].
+
+    Returns:
+        One dictionary per image; a metric that an image has not (the IoU of a class that occurs nowhere in it) is left
+        out, and so are outcomes that are not there.
+    """
+    found: list[dict[str, float]] = [{} for _ in range(len(next(iter(whole.values()))))]
+    for m in measures:
+        if m.outcome not in whole:
+            continue
+        values = whole[m.outcome].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = np.asarray(values if m.of is None else m.of(values))
+        for image, value in zip(found, each.tolist(), strict=True):
+            if not np.isnan(value):
+                image[m.name] = value
+    return found
+
+
 def means(values: Array) -> tuple[Array, Array]:
     """The mean over images of outcomes [n, *shape], and the means over resampled images [resamples, *shape]."""
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from holdfast.evaluation.measuring import LEFT_OUT, measured
+from holdfast.evaluation.measuring import LEFT_OUT, measured, of_each
 from holdfast.tasks.task import Measure
 
 
@@ -24,3 +24,11 @@ def test_a_function_of_means_has_the_interval_of_its_resamples() -> None:
     (found,) = measured((root,), {"square": np.array([[1.0], [9.0], [4.0], [16.0]])})
     assert found.value == pytest.approx(np.sqrt(7.5)) and found.n == 4 and found.unit == "m"
     assert 1.0 <= found.low < found.value < found.high <= 4.0
+
+
+def test_what_an_image_has_not_is_left_out_of_its_own_metrics() -> None:
+    root = Measure("rms", "square", higher_is_better=False, of=lambda mean: np.where(mean > 0, mean, np.nan) ** 0.5)
+    right = Measure("accuracy", "correct", higher_is_better=True)
+    nowhere = Measure("other", "missing", higher_is_better=True)
+    found = of_each((root, right, nowhere), {"square": np.array([4.0, 0.0]), "correct": np.array([False, True])})
+    assert found == [{"rms": 2.0, "accuracy": 0.0}, {"accuracy": 1.0}]
