@@ -183,6 +183,8 @@ def _finished(out: Path, copy: Copy, *, replace: bool) -> bool:
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / ".parts", ignore_errors=True)
     elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        if read_copy(out) is not None:  # another process began between the two looks
+            return _finished(out, copy, replace=replace)
         raise ConflictError(f"{out} holds something else.", next="Choose an --out that is empty or new.")
     return False
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import holdfast
+from holdfast import corrupting
 from holdfast.errors import ConfigError, ConflictError, DataError
 from holdfast.evaluation.store import Run
 from holdfast.models.checkpoint import load, save
@@ -206,6 +207,16 @@ def test_what_a_kill_left_behind_blocks_nothing(images: Path, tmp_path: Path) ->
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / ".corrupt.yaml.abcd.part").write_bytes(b"data:")
     holdfast.corrupt(str(images), str(tmp_path / "c"), corruptions=["fog"], severities=[1])
+
+
+def test_a_copy_that_another_process_begins_between_two_looks_is_joined(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = holdfast.corrupt(str(images), str(tmp_path / "c"), corruptions=["fog"], severities=[1])
+    whole, looks, look = digests(out), [], corrupting.read_copy
+    monkeypatch.setattr(corrupting, "read_copy", lambda root: looks.append(root) or (look(root) if looks[1:] else None))
+    assert digests(holdfast.corrupt(str(images), str(out), corruptions=["fog"], severities=[1])) == whole
+    assert len(looks) >= 2
 
 
 def test_two_processes_at_one_array_copy(images: Path, tmp_path: Path) -> None:
