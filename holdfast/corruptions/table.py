@@ -94,7 +94,7 @@ _ENTRIES: Mapping[str, Entry] = MappingProxyType(
             Entry("impulse_noise", "noise", noise.impulse_noise, noise.draw_words, noise.IMPULSE_NOISE),
             Entry("defocus_blur", "blur", blur.defocus_blur, None, blur.DEFOCUS_BLUR),
             Entry("glass_blur", "blur", glass.glass_blur, glass.draw_copies, glass.GLASS_BLUR, moves=True),
-            Entry("motion_blur", "blur", motion.motion_blur, motion.draw_angle, motion.MOTION_BLUR),
+            Entry("motion_blur", "blur", motion.motion_blur, motion.draw_angle, motion.MOTION_BLUR, moves=True),
             Entry("zoom_blur", "blur", zoom.zoom_blur, None, zoom.ZOOM_BLUR, moves=True),
             Entry("snow", "weather", snow.snow, snow.draw_snow, snow.SNOW),
             Entry(

@@ -88,6 +88,11 @@ class DenseHeads:
 
     def task(self, judge: Judge, source: Source) -> Task:
         """The task of a judge, on these images."""
+        if judge.digest_of_head not in self._heads:
+            raise ConfigError(
+                f"no head that was given has the digest {judge.digest_of_head[:12]}: a file was replaced.",
+                next=f"Put the head of {judge.task} that was measured back.",
+            )
         read = self._heads[judge.digest_of_head]
         head: DenseHead = read.head
         memory: Literal["keep", "recompute"] = "recompute" if self.config.recompute else "keep"

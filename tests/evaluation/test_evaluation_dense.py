@@ -248,10 +248,13 @@ def test_memory_is_no_part_of_a_number(tmp_path: Path) -> None:
 
 
 def test_what_displaces_the_image_is_said_in_the_record_and_on_the_page(tmp_path: Path) -> None:
-    more = {"corruptions": ["elastic_transform", "brightness"], "attacks": [{**ATTACK, "push": "balanced"}]}
+    more = {
+        "corruptions": ["elastic_transform", "motion_blur", "brightness"],
+        "attacks": [{**ATTACK, "push": "balanced"}],
+    }
     run = bench(tmp_path, tasks=["embedding", "segmentation"], depth_heads=[], eps=["4/255"], **more)
     said = {(r.cell.corruption.name, r.cell.judge.task): " ".join(r.warnings) for r in run.results if r.cell.corruption}
-    assert "masks and depth stay" in said["elastic_transform", "segmentation"]
+    assert all("masks and depth stay" in said[name, "segmentation"] for name in ("elastic_transform", "motion_blur"))
     assert "masks and depth stay" not in said["elastic_transform", "embedding"] + said["brightness", "segmentation"]
     page = holdfast.report(run.folder).read_text()
     assert "elastic_transform, severities pooled \u2020" in page and "brightness, severities pooled \u2020" not in page

@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -79,6 +80,8 @@ def test_the_file_counts_the_pixels_of_each_class_and_the_bench_weighs_by_them(t
     heads = DenseHeads(BenchConfig(segmentation_heads=(str(out),), tasks=("segmentation",)), torch.device("cpu"))
     judge = heads.judges(Model(spec="golden"), load(str(GOLDEN)), source)["segmentation"]
     assert heads.task(judge, source).sizes == read.sizes
+    with pytest.raises(ConfigError, match="a file was replaced"):
+        heads.task(msgspec.structs.replace(judge, digest_of_head="0" * 64), source)
     damaged = read.metadata | {"sizes": "[1, 2]"}
     save_file(read.head.state_dict(), tmp_path / "damaged.safetensors", damaged)
     with pytest.raises(CheckpointError, match="does not name its"):
