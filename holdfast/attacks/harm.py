@@ -135,14 +135,20 @@ def check_pixels(pixels: Tensor) -> None:
     """
     if pixels.dtype != torch.float32 or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise PixelError(
-            f"pixels are {pixels.dtype} of shape {list(pixels.shape)}; images must be float32 [b, 3, h, w] in [0, 1].",
+            f"these pixels are {pixels.dtype} of shape {list(pixels.shape)}.",
+            asked="Images are float32 [b, 3, h, w] in [0, 1].",
             next="uint8 images: images.float() / 255, channels first.",
         )
     if pixels.numel() == 0:
-        raise PixelError(f"an empty batch of shape {list(pixels.shape)}.", next="Give at least one image.")
+        raise PixelError(
+            f"this is an empty batch of shape {list(pixels.shape)}.",
+            asked="Images are float32 [b, 3, h, w] in [0, 1].",
+            next="Give at least one image.",
+        )
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0.0 and high <= 1.0):
         raise PixelError(
-            f"pixels span [{low:.3g}, {high:.3g}]; images must be in [0, 1].",
+            f"these pixels span [{low:.3g}, {high:.3g}].",
+            asked="Images are float32 [b, 3, h, w] in [0, 1].",
             next="The encoder normalises inside; drop Normalize from your transform.",
         )

@@ -166,7 +166,7 @@ METHODS: dict[str, Method] = {
 def method(name: str) -> Method:
     """The method of that name; `ConfigError` names the nearest."""
     if name not in METHODS:
-        raise ConfigError(f'no attack is called "{name}".', next=nearest(name, METHODS))
+        raise ConfigError(f'no attack is called "{name}".', asked="A method was named:", next=nearest(name, METHODS))
     return METHODS[name]
 
 
@@ -228,8 +228,9 @@ def _check_radius(record: records.Attack, chosen: Method) -> None:
         raise ConfigError(f"an attack of radius {record.eps:g}.", next=f"Pixels span [0, 1]: write --eps 8/255.{more}")
     if record.norm == "linf" and record.eps > 1:
         raise ConfigError(
-            f"eps {record.eps:g} is more than the whole range of a pixel.",
-            next=f"Did you mean {record.eps:g}/255? Pixels span [0, 1].",
+            f"eps {record.eps:g} is more than the whole range of a pixel, which spans [0, 1].",
+            asked=f"An attack within {record.eps:g} of every pixel (Linf) was asked for.",
+            next=f"Did you mean {record.eps:g}/255?",
         )
 
 
@@ -241,9 +242,11 @@ def build(record: records.Attack, *, classes: int = 0) -> tuple[Member, ...]:
         classes: that the victim tells apart; 0 = not known, or none.
 
     Raises:
-        ConfigError: as `settled`; or a method that needs the number of classes, or more of them.
+        ConfigError: as `settled`; or a method that needs the number of classes, or more of them; or a ratio of logits
+            where there are too few of them for it.
     """
     record = settled(record)
+    _check_ratio(record, classes)
     members = method(record.method).members(record, classes)
     if record.precision == "fp32" or record.eps == 0 or not method(record.method).gradient:
         return members
@@ -295,6 +298,18 @@ def stop_of(record: records.Attack, *, lost: bool) -> Stop:
     if record.eps == 0:
         return "nearest"
     return "lost" if lost else "never"
+
+
+def _check_ratio(record: records.Attack, classes: int) -> None:
+    """AutoAttack takes a plain difference where two logits make no ratio; whoever names the ratio is told."""
+    push = record.push.removesuffix("_target")
+    if push == "dlr" and record.through in HEADS and 0 < classes < 3:
+        plain = record.push.replace("dlr", "margin")
+        raise ConfigError(
+            f"the victim has {classes} logits.",
+            asked=f"{record.push} was asked for: a margin in units of the spread of the three largest logits.",
+            next=f"Take {plain}, which any two logits have, or ce.",
+        )
 
 
 def _known(record: records.Attack, classes: int) -> int:

@@ -235,7 +235,8 @@ def task_of(encoder: Encoder, config: AttackConfig, pixels: Tensor) -> Task:
     if config.through == "embedding":
         if config.target:
             raise ConfigError(
-                f'Class "{config.target}" was to be aimed at, through the embedding, which has none.',
+                "an embedding has no classes.",
+                asked=f'Class "{config.target}" was to be aimed at through the embedding:',
                 next="Add --through classification.",
             )
         return Embedding(level=config.level or "pooled")
@@ -372,4 +373,8 @@ def _check_labels(labels: Tensor, images: int, classes: int) -> None:
     if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         span = f" in {int(labels.min())}..{int(labels.max())}" if fits else ""
-        raise DataError(f"labels are {shown}{span}.", next=f"Give int64 of shape [{images}], from 0 to {classes - 1}.")
+        raise DataError(
+            f"these labels are {shown}{span}.",
+            asked=f"{images} images and a victim that tells {classes} classes apart were given.",
+            next=f"Give int64 of shape [{images}], from 0 to {classes - 1}.",
+        )

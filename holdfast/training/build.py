@@ -56,7 +56,9 @@ def check(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {value}.", next=f"--{name} must be positive.")
     if attacked and config.norm == "linf" and config.eps > 1:
         raise ConfigError(
-            f"eps {config.eps:g} is more than the whole range of a pixel.", next=f"Write {config.eps:g}/255."
+            f"eps {config.eps:g} is more than the whole range of a pixel, which spans [0, 1].",
+            asked=f"An adversary within {config.eps:g} of every pixel (Linf) was asked for.",
+            next=f"Did you mean {config.eps:g}/255?",
         )
     for name in ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed"):
         if getattr(config, name) < 0:

@@ -66,7 +66,12 @@ def fit_linear(  # parameters: those of an optimiser, as callers have them
         TrustError: features or head are not finite.
     """
     if not len(features) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(f"{len(features)} features with labels for {classes} classes cannot be fitted.")
+        span = f" with labels in {int(labels.min())}..{int(labels.max())}" if len(labels) else ""
+        raise DataError(
+            f"There are {len(features)} features{span}.",
+            asked=f"A head that tells {classes} classes apart was to be fitted.",
+            next=f"Give images, each with a label from 0 to {classes - 1}.",
+        )
     mean, std = features.mean(0), features.std(0, correction=0)
     std = std.where(std > 1e-6 * (1 + mean.abs()), torch.inf)  # a constant dimension says nothing: it gets no weight
     x, y = (features - mean) / std, labels.to(features.device)

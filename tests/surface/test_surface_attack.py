@@ -203,7 +203,15 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, dict[str, Any], type[HoldfastErro
         None,
         {"target": "1", "through": "embedding"},
         ConfigError,
-        "which has none.*--through classification",
+        "has no classes.*--through classification",
+    ),
+    "two logits": (
+        Changed(Linear(), lambda z: z[:, :2]),
+        images(),
+        None,
+        {"push": "dlr"},
+        ConfigError,
+        "dlr was asked for.*three largest.* 2 logits.*Take margin",
     ),
     "method": (Linear(), images(), None, {"method": "pdg"}, ConfigError, '"pdg".*Perhaps you meant "pgd"'),
 }
@@ -214,7 +222,14 @@ def test_a_mistake_is_said_in_three_parts(name: str) -> None:
     module, pixels, labels, fields, kind, says = MISTAKES[name]
     with pytest.raises(kind, match=says) as caught:
         attacked(load(module), pixels, labels, through(**fields))
-    assert caught.value.found and caught.value.next
+    assert caught.value.asked and caught.value.found and caught.value.next
+
+
+@pytest.mark.parametrize("fields", [{"push": "margin"}, {"method": "autoattack", "steps": 0}], ids=["margin", "auto"])
+def test_two_logits_are_attacked_by_what_needs_no_third(fields: dict[str, Any]) -> None:
+    module = Changed(Linear(), lambda z: z[:, :2])
+    found = attacked(load(module), images(), None, through(**{"eps": 0.2, **fields}))
+    assert bool((found.score > 0).all()), "a linear model with a radius far beyond its margins keeps no image"
 
 
 @pytest.mark.parametrize("delta", [torch.zeros(2, 3, SIDE, SIDE), torch.full((3, SIDE, SIDE), math.nan), "no.npz"])
