@@ -40,6 +40,42 @@ def test_the_second_condition_spares_a_row_that_was_halved() -> None:
     assert at == [41, 70], "not at the first, and never twice in a row"
 
 
+def test_rows_of_different_ages_have_checkpoints_of_their_own() -> None:
+    """The second row begins seven looks after the first, and the two are paced as each would be alone: values that
+    rise three times in four."""
+    x, pace, late = torch.zeros(1, 3, 1, 1), Halving(), 7
+
+    def kept(ages: list[int], states: list[dict[str, torch.Tensor]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        rows = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+        value = torch.tensor([float(age - 3 * (age % 4 == 3) * (age > 30)) for age in ages])
+        rows["top"] = torch.maximum(rows["top"], value)
+        paced, back = pace.check(x.expand(len(ages), -1, -1, -1), rows, value)
+        return rows | paced | {"looks": rows["looks"] + 1}, back
+
+    def fresh() -> dict[str, torch.Tensor]:
+        begun = pace.start(x, x, torch.ones(1), 100, "random")
+        return begun | {"looks": torch.zeros(1, dtype=torch.int64), "top": torch.full((1,), -torch.inf)}
+
+    def row(state: dict[str, torch.Tensor], at: int) -> dict[str, torch.Tensor]:
+        return {name: part[at : at + 1] for name, part in state.items()}
+
+    alone, alone_back, state = [], [], fresh()
+    for age in range(100):
+        state, back = kept([age], [state])
+        alone.append((int(state["wait"]), int(state["since"]), int(state["rises"]), float(state["alpha"])))
+        alone_back.append(bool(back))
+    assert any(alone_back)
+    first, second = fresh(), fresh()
+    for _ in range(late):
+        first, _ = kept([int(first["looks"])], [first])
+    for age in range(100 - late):
+        both, back = kept([age + late, age], [first, second])
+        first, second = row(both, 0), row(both, 1)
+        for at, mine, its in ((age + late, first, back[0]), (age, second, back[1])):
+            found = (int(mine["wait"]), int(mine["since"]), int(mine["rises"]), float(mine["alpha"]))
+            assert (found, bool(its)) == (alone[at], alone_back[at])
+
+
 def test_l1_goes_back_where_the_best_is_sparser_and_shortens_elsewhere() -> None:
     """Of 48 values the first row's best changes 12 fewer at each checkpoint; the second row's always 24."""
     x, pace, eps = torch.zeros(2, 3, 4, 4), Sparse(), torch.ones(2)
