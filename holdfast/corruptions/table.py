@@ -140,9 +140,12 @@ def names() -> tuple[str, ...]:
     return tuple(_ENTRIES)
 
 
-def moves(name: str) -> bool:
-    """Whether a corruption displaces what is seen, so that a mask or depth no longer lies exactly on it."""
-    return name in _ENTRIES and _ENTRIES[name].moves
+def moves(name: str) -> bool | None:
+    """Whether a corruption displaces what is seen, so that a mask or depth no longer lies exactly on it.
+
+    None where that is not known: of a folder's own corruptions.
+    """
+    return _ENTRIES[name].moves if name in _ENTRIES else None
 
 
 def families() -> dict[str, tuple[str, ...]]:

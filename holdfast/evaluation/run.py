@@ -37,12 +37,13 @@ from holdfast.evaluation.store import Store
 from holdfast.progress import Bar, say
 from holdfast.records import Cell, Corruption, Cost, Metric, Result
 from holdfast.signals import Stopping
-from holdfast.tasks.segmentation import Segmentation
 from holdfast.tasks.task import Task
 
 T = TypeVar("T")
-MOVED = "it displaces what is seen; masks and depth stay where they were."
-OWN_SIZES = "balanced: classes are weighed by each image's own pixels; the head's file does not say its training's."
+MOVED = {
+    True: "it displaces what is seen; masks and depth stay where they were.",
+    None: "it is not known whether it displaces what is seen; masks and depth stay where they were.",
+}
 
 
 @dataclass
@@ -243,10 +244,8 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
     if cell.corruption is not None:
         high, wide = source.read(0).pixels.shape[:2]
         remarks = notes(cell.corruption, high, wide) or _remarks_of_copy(cell.corruption)
-        if cell.judge.task in DENSE and moves(cell.corruption.name):
-            remarks += (f"{cell.corruption.name}: {MOVED}",)
-    if isinstance(task, Segmentation) and not task.sizes and cell.attack is not None and cell.attack.push == "balanced":
-        remarks += (OWN_SIZES,)
+        if cell.judge.task in DENSE and moves(cell.corruption.name) in MOVED:
+            remarks += (f"{cell.corruption.name}: {MOVED[moves(cell.corruption.name)]}",)
     return Result(
         id=cell.id,
         cell=cell,

@@ -36,7 +36,7 @@ class ReadHead(NamedTuple):
     Attributes:
         head: in evaluation mode, without gradient.
         parts: names of the classes 0..K-1; empty for depth.
-        digest: SHA-256 of spec, weights and buffers, 64 digits.
+        digest: SHA-256 of spec, weights, buffers and sizes, 64 digits.
         metadata: all texts of the file.
         sizes: pixels of each class in the images that it was fitted on; empty where the file does not say.
     """
@@ -49,7 +49,12 @@ class ReadHead(NamedTuple):
 
 
 def save_head(
-    head: DenseHead, path: str | Path, *, parts: tuple[str, ...] = (), extra: Mapping[str, str] | None = None
+    head: DenseHead,
+    path: str | Path,
+    *,
+    parts: tuple[str, ...] = (),
+    sizes: tuple[int, ...] = (),
+    extra: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a head so that `read_dense_head` needs nothing but the file.
 
@@ -57,15 +62,19 @@ def save_head(
         head: any.
         path: a `.safetensors` file, or a folder, in which `head.safetensors` is written.
         parts: names of the classes, as many as `head.spec.outputs`; none for depth.
+        sizes: pixels of each class in the images that it was fitted on, by which the harm `balanced` weighs them; empty
+            = not known, and that harm is refused.
         extra: further metadata of the file, text by text.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: so many names do not belong to this head.
+        ConfigError: so many names or sizes do not belong to this head.
     """
     _check_parts(head.spec, parts)
+    if len(sizes) not in (0, len(parts)):
+        raise ConfigError(f"{len(sizes)} sizes for {len(parts)} classes.", next="Give one for each class, or none.")
     file = Path(path)
     file = file if file.suffix == ".safetensors" else file / FILE
     ours = {
@@ -73,7 +82,8 @@ def save_head(
         "holdfast": holdfast.__version__,
         SPEC: canonical(head.spec).decode(),
         PARTS: json.dumps(parts),
-        DIGEST: digest_of(head),
+        DIGEST: digest_of(head, sizes),
+        **({SIZES: json.dumps(sizes)} if sizes else {}),
     }
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in head.state_dict().items()}
     return disk.write(file, save_safetensors(tensors, {**(extra or {}), **ours}))
@@ -105,14 +115,20 @@ def read_dense_head(path: str | Path, *, encoder: Encoder | None = None) -> Read
             return ReadHead(head, (), digest_of(head), content.metadata)
         raise _no_dense_head(file, content.tensors)
     head = _filled(_spec(file, content.metadata), content.tensors, file)
-    digest = digest_of(head)
+    try:
+        sizes = tuple(map(int, json.loads(content.metadata.get(SIZES, "[]"))))
+    except (ValueError, TypeError):
+        raise CheckpointError(
+            f"{file} says that its classes have {content.metadata[SIZES][:40]} pixels.",
+            next="Fit it again: holdfast probe.",
+        ) from None
+    digest = digest_of(head, sizes)
     if digest != content.metadata.get(DIGEST):
         raise CheckpointError(
             f"{file} was changed after it was saved: its digest differs.", next="Save or copy it again."
         )
     try:
         parts = tuple(map(str, json.loads(content.metadata.get(PARTS, "[]"))))
-        sizes = tuple(map(int, json.loads(content.metadata.get(SIZES, "[]"))))
         _check_parts(head.spec, parts)
         if len(sizes) not in (0, len(parts)):
             raise ValueError(sizes)
@@ -170,9 +186,11 @@ def read_dinov2_depth(path: str | Path, *, encoder: Encoder, near: float = 0.001
     return _filled(spec, named, file)
 
 
-def digest_of(head: DenseHead) -> str:
-    """SHA-256 over the spec and names, shapes and bytes of all weights and buffers; 64 digits."""
+def digest_of(head: DenseHead, sizes: tuple[int, ...] = ()) -> str:
+    """SHA-256 over the spec and names, shapes and bytes of all weights and buffers, and `sizes`; 64 digits."""
     total = hashlib.sha256(canonical(head.spec))
+    if sizes:  # they decide what `balanced` finds
+        total.update(f"{SIZES} {sizes};".encode())
     for name, tensor in sorted(head.state_dict().items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

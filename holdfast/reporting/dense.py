@@ -13,7 +13,14 @@ from holdfast.reporting import figures
 from holdfast.reporting.figures import Panel
 from holdfast.reporting.sections import Cell, Section, Titled
 
-MARK = "\u2020"
+MARKS = {
+    "\u2020": (True, "The corruption displaces what is seen; masks and depth stay where they were."),
+    "\u2021": (
+        None,
+        "It is not known whether the corruption displaces what is seen; masks and depth stay where they were.",
+    ),
+}
+"""Mark, what `moves` says of the corruption, and what that means."""
 SHOWN = {"segmentation": ("miou", "pixel_accuracy", "mean_class_recall"), "depth": ("rmse", "abs_rel", "delta1")}
 CAPTIONS = {
     "segmentation": (
@@ -74,16 +81,23 @@ def _joint(task: str, seen: Sequence[Subject], places: Mapping[str, int]) -> Tit
     rows: list[list[Cell]] = []
     for s in seen:
         who = Cell(s.name, place=places[s.name])
+        marks = {
+            name: mark for name in _corruptions(s, task) for mark, (moved, _) in MARKS.items() if moves(name) is moved
+        }
         for j in joint(s, task, SHOWN[task]):
-            condition = f"{j.condition} {MARK}" if moves(j.condition.partition(",")[0]) else j.condition
+            condition = " ".join(filter(None, (j.condition, marks.get(j.condition.partition(",")[0]))))
             rows.append([who, Cell(condition), *(_metric(m) for m in j.metrics)])
     if not rows:
         return None
     head = [Cell("encoder"), Cell("condition"), *(Cell(TITLES[m]) for m in SHOWN[task])]
     about = ["An attack through another head than the one that judges is a transfer. Worst case up to the radius."]
-    if any(r.cell.corruption and moves(r.cell.corruption.name) for s in seen for r in s.corrupted(task)):
-        about.append(f"{MARK} The corruption displaces what is seen; masks and depth stay where they were.")
+    shown = {moves(name) for s in seen for name in _corruptions(s, task)}
+    about += [f"{mark} {says}" for mark, (moved, says) in MARKS.items() if moved in shown]
     return Titled("Every condition", [head, *rows], about)
+
+
+def _corruptions(s: Subject, task: str) -> set[str]:
+    return {r.cell.corruption.name for r in s.corrupted(task) if r.cell.corruption is not None}
 
 
 def _classes(task: str, seen: Sequence[Subject], places: Mapping[str, int]) -> Titled | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from holdfast.corruptions.table import moves
 from holdfast.evaluation.corruption_errors import SEVERITIES
 from holdfast.evaluation.curves import OUTCOMES, Outcome, Profile, Subject, mean_over_corruptions, profiles
 from holdfast.evaluation.published import FAMILIES, family
@@ -22,7 +23,6 @@ DRIFT = Outcome("cam_drift", "saliency", "cam_drift", "higher", "CAM drift", "1 
 NOTHING = "no image was looked at under a corruption (bench with --saliency)"
 
 _EMBEDDING = ("knn_correct", "flip", "cosine", "quantile")
-_MOVED = ("elastic_transform", "zoom_blur")
 _NOT_RECORDED = "not recorded"
 _TARGETS = {
     "predicted": "the class predicted on the clean image",
@@ -58,10 +58,10 @@ def pixels(seen: Sequence[Subject]) -> Section:
     if rows:
         title = "SSIM and PSNR, severity by severity (100 dB = identical)"
         section.folded = [Folded(title, ("corruption", "severity", "mean SSIM", "mean PSNR"), tuple(rows))]
-    moved = [name for name in _MOVED if name in psnr]
+    moved = [name for name in psnr if moves(name)]
     if moved:
         section.notes = [
-            f"Both compare pixel with pixel: they say little for {listed(moved)}, whose geometry changes: what has "
+            f"Both compare pixel with pixel: they say little for {listed(moved)}, which displace what is seen: what has "
             "moved counts as destroyed."
         ]
     return section

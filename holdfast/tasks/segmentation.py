@@ -107,7 +107,7 @@ class Segmentation:
         parts: names of the classes 0 to K - 1.
         windows: how images are read.
         sizes: pixels of each class in the images that the head was fitted on, for the harm `balanced`, as SEA has it;
-            empty = those of the image itself.
+            empty = not known, and that harm is refused.
 
     Raises:
         ConfigError: other numbers of names or sizes than the head knows classes.

@@ -19,7 +19,7 @@ class Pixels:
     Attributes:
         logits: [b, K, h, w].
         mask: int64 [b, h, w] of classes 0 to K - 1, or `IGNORE`.
-        sizes: pixels per class that classes are balanced by, floats [b, K]; None = those of the image.
+        sizes: pixels per class that classes are balanced by, floats [b, K]; None = not known.
         given: `predicted(logits)`, where that was asked already; None = it was not.
     """
 

@@ -49,6 +49,7 @@ from torch import Tensor
 from holdfast.attacks.harm import Out, Push, Rows
 from holdfast.attacks.scores import TINY
 from holdfast.data.batches import IGNORE
+from holdfast.errors import ConfigError
 from holdfast.tasks.segmentation_pixels import Pixels, largest
 
 Loss = Callable[[Pixels, Tensor], Tensor]
@@ -78,8 +79,8 @@ def masked(read: Pixels, t: Tensor) -> Tensor:
 def balanced(read: Pixels, t: Tensor) -> Tensor:
     """As `masked`, each pixel's weight one over the size of its class, compared by the share of wrong pixels: [b].
 
-    mIoU is at most the mean over classes of their recall, which this one lowers. Weights are 1 on average over the
-    images that the sizes are of.
+    mIoU is at most the mean over classes of their recall, which this one lowers. Sizes are those of the images that the
+    head was fitted on, on average over which weights are 1; without them it is a `ConfigError`.
     """
     return _compared(read.mean(_class_weights(read) * read.ce * read.right), by=~read.right, read=read)
 
@@ -230,16 +231,16 @@ def _length(values: Tensor) -> Tensor:
 
 def _class_weights(read: Pixels) -> Tensor:
     """(all pixels) / (number of classes) / (pixels of the label's class), of the classes that there are: [b, h, w]."""
-    sizes = read.sizes if read.sizes is not None else _sizes(read)
+    if read.sizes is None:
+        raise ConfigError(
+            "the head does not say how many.",
+            asked="The harm balanced weighs classes by their pixels in the images that the head was fitted on:",
+            next="Fit it again with holdfast probe, or give them (Segmentation(..., sizes=...)); or take masked.",
+        )
+    sizes = read.sizes
     there = (sizes > 0).sum(1, keepdim=True).clamp_min(1)
     weights = sizes.sum(1, keepdim=True) / there / sizes.clamp_min(1)
     return weights.gather(1, read.label.flatten(1)).view_as(read.ce)
-
-
-def _sizes(read: Pixels) -> Tensor:
-    """Labelled pixels of each class of each image: floats [b, K]."""
-    counted = read.labelled.flatten(1).to(read.ce)
-    return counted.new_zeros(read.logits.shape[:2]).scatter_add_(1, read.label.flatten(1), counted)
 
 
 def _margins(read: Pixels) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from holdfast.configs import ProbeConfig
 from holdfast.data.batches import IGNORE
 from holdfast.errors import ConfigError, ConflictError
 from holdfast.models.checkpoint import load
-from holdfast.models.dense_files import SIZES, digest_of, save_head
+from holdfast.models.dense_files import digest_of, save_head
 from holdfast.models.dense_heads import build_head, spec_for
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.progress import Say, say
@@ -264,16 +264,14 @@ def _write(out: Path, config: ProbeConfig, parts: Parts, fitted: Fitted, found: 
     """The head, and then the report, which says by being there that the probe is complete."""
     head = fitted.task.head
     names = parts.train.source.parts if config.task == "segmentation" else ()
-    extra = {"digest_of_encoder": fitted.identity["encoder"]}
-    if names:
-        extra[SIZES] = json.dumps(fitted.sizes)
-    save_head(head, out / HEAD, parts=names, extra=extra)
+    extra, sizes = {"digest_of_encoder": fitted.identity["encoder"]}, tuple(fitted.sizes)
+    save_head(head, out / HEAD, parts=names, sizes=sizes, extra=extra)
     plan = fitted.plan
     report = {
         "encoder": config.encoder,
         "digest_of_encoder": fitted.identity["encoder"],
         "digest_of_images": fitted.identity["images"],
-        "digest_of_head": digest_of(head),
+        "digest_of_head": digest_of(head, sizes),
         **msgspec.to_builtins(head.spec),
         **({"classes": names} if names else {}),
         "fit": {**plan._asdict(), "augment": config.augment, "chosen_at_step": fitted.step, "kept": fitted.kept},

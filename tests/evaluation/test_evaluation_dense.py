@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import holdfast
+from holdfast.corruptions.table import moves
 from holdfast.data.scenes import CLASSES
-from holdfast.errors import ConfigError, DataError, TrustError
+from holdfast.errors import CellsFailed, ConfigError, DataError, TrustError
 from holdfast.evaluation.curves import Subject, subjects
 from holdfast.evaluation.dense_curves import curve, joint, per_class
 from holdfast.evaluation.measuring import NOT_THERE, measured
 from holdfast.evaluation.store import Run
 from holdfast.evaluation.summary import summary
 from holdfast.models.checkpoint import load
-from holdfast.models.dense_files import save_head
+from holdfast.models.dense_files import read_dense_head, save_head
 from holdfast.models.dense_heads import build_head, spec_for
 from holdfast.tasks.segmentation import MEASURES, iou_measures
 
@@ -37,7 +38,7 @@ def heads(folder: Path) -> dict[str, str]:
             "segmentation": build_head(spec_for(encoder, "segmentation", outputs=len(PARTS))),
             "depth": build_head(spec_for(encoder, "depth", outputs=32)),
         }
-    save_head(found["segmentation"], folder / "segmentation", parts=PARTS)
+    save_head(found["segmentation"], folder / "segmentation", parts=PARTS, sizes=tuple(range(1, len(PARTS) + 1)))
     save_head(found["depth"], folder / "depth")
     return {task: str(folder / task) for task in found}
 
@@ -248,18 +249,39 @@ def test_memory_is_no_part_of_a_number(tmp_path: Path) -> None:
 
 
 def test_what_displaces_the_image_is_said_in_the_record_and_on_the_page(tmp_path: Path) -> None:
-    more = {
-        "corruptions": ["elastic_transform", "motion_blur", "brightness"],
-        "attacks": [{**ATTACK, "push": "balanced"}],
-    }
+    more = {"corruptions": ["elastic_transform", "motion_blur", "brightness"], "attacks": []}
     run = bench(tmp_path, tasks=["embedding", "segmentation"], depth_heads=[], eps=["4/255"], **more)
     said = {(r.cell.corruption.name, r.cell.judge.task): " ".join(r.warnings) for r in run.results if r.cell.corruption}
     assert all("masks and depth stay" in said[name, "segmentation"] for name in ("elastic_transform", "motion_blur"))
     assert "masks and depth stay" not in said["elastic_transform", "embedding"] + said["brightness", "segmentation"]
     page = holdfast.report(run.folder).read_text()
     assert "elastic_transform, severities pooled \u2020" in page and "brightness, severities pooled \u2020" not in page
-    # These heads' files do not say what they were fitted on.
-    own = [r for r in run.results if r.cell.attack]
-    assert own and all(
-        "each image's own pixels" in " ".join(r.warnings) for r in own if r.cell.judge.task != "embedding"
+
+
+def test_what_a_folder_calls_by_a_name_of_its_own_is_not_known_to_stay_in_place() -> None:
+    assert moves("brightness") is False and moves("elastic_transform") is True and moves("plasma_noise") is None
+
+
+def test_balanced_is_refused_where_the_head_does_not_say_what_it_was_fitted_on(tmp_path: Path) -> None:
+    """Equal weights with other sizes are another head: the records of one are never taken for those of the other."""
+    fields = {"tasks": ["segmentation"], "depth_heads": [], "corruptions": ["none"], "eps": ["4/255"], "variant": ""}
+    attack = {**ATTACK, "push": "balanced"}
+    first = bench(tmp_path, **fields, attacks=[attack])
+    head = read_dense_head(tmp_path / "segmentation").head
+    found = [[r for r in first.results if r.cell.attack]]
+    even = (5,) * len(PARTS)
+    save_head(head, tmp_path / "even", parts=PARTS, sizes=even)
+    again = bench(
+        tmp_path, **fields, attacks=[attack], segmentation_heads=[str(tmp_path / "even")], out=str(tmp_path / "o")
     )
+    found += [[r for r in again.results if r.cell.attack]]
+    (one,), (other,) = found
+    assert one.id != other.id and one.cell.judge.digest_of_head != other.cell.judge.digest_of_head
+    counts = [run.outcomes(r.id)["counts"] for run, r in ((first, one), (again, other))]
+    assert one.cell.attack == other.cell.attack and not np.array_equal(*counts), "the weights of classes do nothing"
+    save_head(head, tmp_path / "silent", parts=PARTS)
+    silent = [str(tmp_path / "silent")]
+    with pytest.raises(CellsFailed):
+        bench(tmp_path, **fields, attacks=[attack], segmentation_heads=silent, out=str(tmp_path / "s"))
+    said = [path.read_text() for path in (tmp_path / "s").rglob("*.json")]
+    assert any("images that the head was fitted on" in text and "take masked" in text for text in said)

@@ -252,11 +252,13 @@ def test_saved_and_read_to_the_bit(tmp_path: Path, task: str, kind: str) -> None
     head = head_of(spec_for(encoder, task, kind, outputs=3))
     parts = ("sky", "road", "car") if task == "segmentation" else ()
     state = torch.get_rng_state()
-    file = save_head(head, tmp_path, parts=parts, extra={"data": "scenes"})
+    sizes = tuple(range(5, 5 + len(parts)))
+    file = save_head(head, tmp_path, parts=parts, sizes=sizes, extra={"data": "scenes"})
     read = read_dense_head(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     assert file == tmp_path / FILE
-    assert (read.head.spec, read.parts, read.digest) == (head.spec, parts, digest_of(head))
+    assert (read.head.spec, read.parts, read.digest) == (head.spec, parts, digest_of(head, sizes))
+    assert read.sizes == sizes
     assert read.metadata["data"] == "scenes"
     assert torch.equal(answered(encoder, read.head, ODD), answered(encoder, head, ODD))
     assert not read.head.training
@@ -270,7 +272,8 @@ def test_the_digest_covers_what_an_answer_depends_on() -> None:
     other = digest_of(head)
     with torch.no_grad():
         next(head.parameters())[0] += 1e-3
-    assert len({before, other, digest_of(head)}) == 3
+    sized = (digest_of(head, (1, 2)), digest_of(head, (2, 1)))
+    assert len({before, other, digest_of(head), *sized}) == 5
 
 
 def test_a_file_that_does_not_fit_itself_is_refused(tmp_path: Path) -> None:
@@ -296,6 +299,12 @@ def test_a_file_that_does_not_fit_itself_is_refused(tmp_path: Path) -> None:
     refused("does not say what head they are", tensors, {"format": "pt"})
     with pytest.raises(ConfigError, match="2 names of classes"):
         save_head(head, tmp_path, parts=("a", "b"))
+    with pytest.raises(ConfigError, match="2 sizes for 3 classes"):
+        save_head(head, tmp_path, parts=("a", "b", "c"), sizes=(1, 2))
+    sized = save_head(head, tmp_path / "sized.safetensors", parts=("a", "b", "c"), sizes=(1, 2, 3))
+    said = read_dense_head(sized).metadata
+    refused("changed after it was saved", tensors, {**said, "sizes": "[1, 2, 4]"})
+    refused("its classes have", tensors, {**said, "sizes": "many"})
 
 
 def published(width: int, blocks: int, bins: int = 256) -> dict[str, Tensor]:

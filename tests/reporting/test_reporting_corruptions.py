@@ -283,7 +283,7 @@ def test_pixels_are_compared_once_and_with_a_caveat(seen: list[Subject]) -> None
     assert psnr is not None and psnr.unit == "dB"
     assert section.folded[0].rows[0][3] in {full(r.metric("psnr")) for r in seen[0].corrupted("saliency")}  # type: ignore[arg-type]
     assert " dB [" in section.folded[0].rows[0][3]
-    assert "elastic_transform and zoom_blur" in section.notes[0]
+    assert "glass_blur, motion_blur, zoom_blur and elastic_transform" in section.notes[0]
     assert "over 9 images" in section.lead[0]
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from holdfast.attacks.scores import dlr
 from holdfast.data.batches import IGNORE
+from holdfast.errors import ConfigError
 from holdfast.tasks.segmentation_pixels import Pixels, predicted
 from holdfast.tasks.segmentation_pushes import LOSSES, PUSHES, TARGETED
 
@@ -28,7 +29,11 @@ def drawn(seed: int = 0, *, k: int = K, ignored: bool = True) -> tuple[Tensor, d
     mask = torch.where(torch.rand(B, H, W, generator=random) < 0.5, logits.argmax(1), mask)
     if ignored:
         mask[:, 0, :2] = target[:, 1, :2] = IGNORE
-    return logits, {"mask": mask, "target_mask": target}, torch.tensor([0.0, 0.3, 0.9])
+    return (
+        logits,
+        {"mask": mask, "target_mask": target, "sizes": torch.arange(1.0, k + 1).expand(B, -1)},
+        torch.tensor([0.0, 0.3, 0.9]),
+    )
 
 
 def raised(name: str, logits: Tensor, rows: dict[str, Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +114,7 @@ def test_jensen_shannon_is_its_definition_and_bounded() -> None:
 def test_masked_and_balanced_by_hand() -> None:
     """Two classes, three pixels of class 0 of which one is wrong, one pixel of class 1: of CE a, a, b and c."""
     logits = torch.tensor([[[2.0, 2.0, -1.0, 0.0]], [[0.0, 0.0, 0.0, 3.0]]]).view(1, 2, 2, 2)
-    rows = {"mask": torch.tensor([[[0, 0], [0, 1]]])}
+    rows = {"mask": torch.tensor([[[0, 0], [0, 1]]]), "sizes": torch.tensor([[3.0, 1.0]])}
     p = [1 / (1 + math.exp(-gap)) for gap in (2.0, 2.0, -1.0, 3.0)]
     for name, weights in (("masked", (1, 1, 0, 1)), ("balanced", (2 / 3, 2 / 3, 0, 2))):
         value, gradient = raised(name, logits, rows, torch.zeros(1))
@@ -125,6 +130,9 @@ def test_balanced_by_the_classes_of_the_images_that_the_head_was_fitted_on() -> 
     _, gradient = raised("balanced", logits, rows, torch.zeros(2))
     _, plain = raised("masked", logits, rows, torch.zeros(2))
     assert (gradient / plain).flatten(1)[:, 0].tolist() == pytest.approx([2 / 3, 2.0], rel=1e-5)
+    del rows["sizes"]
+    with pytest.raises(ConfigError, match=r"fitted on.*does not say how many.*take masked"):
+        raised("balanced", logits, rows, torch.zeros(2))
 
 
 def test_margin_is_dlr_of_each_pixel_that_is_right() -> None:
@@ -222,9 +230,11 @@ def test_finite_whatever_is_labelled_and_answered(name: str, k: int) -> None:
     }
     for mask in masks.values():
         for z in (logits, 1e4 * logits, torch.zeros_like(logits), logits - 1e4):
-            value, gradient = raised(name, z, {"mask": mask, "target_mask": mask}, t)
+            value, gradient = raised(name, z, {"mask": mask, "target_mask": mask, "sizes": rows["sizes"]}, t)
             assert bool(torch.isfinite(value).all()) and bool(torch.isfinite(gradient).all())
-    value, gradient = raised(name, logits, dict.fromkeys(rows, masks["nothing labelled"]), t)
+    value, gradient = raised(
+        name, logits, {**rows, **dict.fromkeys(("mask", "target_mask"), masks["nothing labelled"])}, t
+    )
     assert not value.any() and not gradient.any()
 
 
@@ -232,6 +242,7 @@ def test_finite_whatever_is_labelled_and_answered(name: str, k: int) -> None:
 def test_nothing_waits_for_the_device(name: str) -> None:
     """On a device without values, what asks for one raises."""
     rows = {key: torch.zeros(B, H, W, dtype=torch.int64, device="meta") for key in ("mask", "target_mask")}
+    rows["sizes"] = torch.ones(B, K, device="meta")
     out = {"logits": torch.zeros(B, K, H, W, device="meta", requires_grad=True)}
     value = PUSHES[name](out, rows, torch.zeros(B, device="meta"))
     torch.autograd.grad(value.sum(), out["logits"])
