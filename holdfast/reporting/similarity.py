@@ -61,8 +61,8 @@ def pixels(seen: Sequence[Subject]) -> Section:
     moved = [name for name in psnr if moves(name)]
     if moved:
         section.notes = [
-            f"Both compare pixel with pixel: they say little for {listed(moved)}, which displace what is seen: what has "
-            "moved counts as destroyed."
+            f"Both compare pixel with pixel: they say little for {listed(moved)}, which displace what is seen: "
+            "what has moved counts as destroyed."
         ]
     return section
 
