@@ -171,7 +171,7 @@ class AttackConfig(OnEncoders, frozen=True, kw_only=True):
         depth_heads: the same for depth.
         window: side in pixels of the windows that a dense head slides over an image; 0 = the whole image.
         stride: of the windows; 0 = two thirds of one.
-        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), or garg (KITTI).
+        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), eigen_kitti, or garg (KITTI).
         push: harm that is raised; empty = the task's first.
         norm: of the ball.
         eps: radius in pixel units; 0 = the nearest adversarial image (fab); left out = 4/255, in a Linf ball alone.
@@ -196,7 +196,7 @@ class AttackConfig(OnEncoders, frozen=True, kw_only=True):
     depth_heads: tuple[str, ...] = ()
     window: int = 0
     stride: int = 0
-    depth_crop: Literal["none", "eigen", "garg"] = "none"
+    depth_crop: Literal["none", "eigen", "eigen_kitti", "garg"] = "none"
     push: str = ""
     norm: Norm = "linf"
     eps: float | None = None
@@ -238,7 +238,7 @@ class BenchConfig(OnEncoders, frozen=True, kw_only=True):
         window: side in pixels of the windows that dense heads slide over an image; 0 = the whole image.
         stride: of the windows; 0 = two thirds of one.
         recompute: under attack, windows are computed twice and not kept: the memory of one pass, at half a step more.
-        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), or garg (KITTI).
+        depth_crop: of the pixels that depth is measured on: none, eigen (NYU Depth v2), eigen_kitti, or garg (KITTI).
         out: folder of the records; the same command continues it.
         suite: quick, standard, full, corruptions: what None below stands for.
         tasks: judges of every condition; empty = embedding, classification where the images have labels, and
@@ -290,7 +290,7 @@ class BenchConfig(OnEncoders, frozen=True, kw_only=True):
     window: int = 0
     stride: int = 0
     recompute: bool = False
-    depth_crop: Literal["none", "eigen", "garg"] = "none"
+    depth_crop: Literal["none", "eigen", "eigen_kitti", "garg"] = "none"
     out: str = ""
     suite: str = "quick"
     tasks: tuple[Literal["classification", "embedding", "segmentation", "depth"], ...] = ()

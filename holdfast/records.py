@@ -118,7 +118,8 @@ class Judge(Record, frozen=True, kw_only=True):
         window: side in pixels of the windows that a dense head slides over an image, and an attack on patch tokens with
             it; 0 = the whole image.
         stride: of the windows; 0 = two thirds of one.
-        crop: of the pixels that depth is measured on: none, eigen (Eigen et al. 2014), garg (Garg et al. 2016).
+        crop: of the pixels that depth is measured on: none, eigen and eigen_kitti (Eigen et al. 2014), garg
+            (Garg et al. 2016).
     """
 
     task: Literal["embedding", "classification", "segmentation", "depth", "saliency"]
@@ -129,7 +130,7 @@ class Judge(Record, frozen=True, kw_only=True):
     digest_of_head: str = ""
     window: int = 0
     stride: int = 0
-    crop: Literal["none", "eigen", "garg"] = "none"
+    crop: Literal["none", "eigen", "eigen_kitti", "garg"] = "none"
 
 
 class DenseSpec(Record, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ from holdfast.evaluation.store import Store
 from holdfast.progress import Bar, say
 from holdfast.records import Cell, Corruption, Cost, Metric, Result
 from holdfast.signals import Stopping
+from holdfast.tasks.depth_errors import foreign_frame
 from holdfast.tasks.task import Task
 
 T = TypeVar("T")
@@ -240,10 +241,10 @@ def _peak_mb() -> float:
 
 def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Result:
     task, source = run.bench.judge(cell), run.bench.source(cell.data)
-    remarks: tuple[str, ...] = ()
+    high, wide = source.read(0).pixels.shape[:2]
+    remarks = tuple(filter(None, (foreign_frame(cell.judge.crop, high, wide),)))
     if cell.corruption is not None:
-        high, wide = source.read(0).pixels.shape[:2]
-        remarks = notes(cell.corruption, high, wide) or _remarks_of_copy(cell.corruption)
+        remarks += notes(cell.corruption, high, wide) or _remarks_of_copy(cell.corruption)
         if cell.judge.task in DENSE and moves(cell.corruption.name) in MOVED:
             remarks += (f"{cell.corruption.name}: {MOVED[moves(cell.corruption.name)]}",)
     return Result(

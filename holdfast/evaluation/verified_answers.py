@@ -27,6 +27,7 @@ IGNORED, NEAREST = 255, 0.001
 _CROPS: dict[str, tuple[Fraction, ...]] = {
     "none": (Fraction(0), Fraction(1), Fraction(0), Fraction(1)),
     "eigen": (Fraction(45, 480), Fraction(471, 480), Fraction(41, 640), Fraction(601, 640)),
+    "eigen_kitti": tuple(Fraction(part) for part in ("0.3324324", "0.91351351", "0.0359477", "0.96405229")),
     "garg": tuple(Fraction(part) for part in ("0.40810811", "0.99189189", "0.03594771", "0.96405229")),
 }
 

@@ -37,7 +37,7 @@ class Depth:
         windows: how images are read.
         max_depth: largest measured depth that counts, and largest prediction, in metres: of the images.
         near: smallest prediction in metres.
-        crop: of the pixels that count: none, eigen (NYU Depth v2), garg (KITTI).
+        crop: of the pixels that count: none, eigen (NYU Depth v2), eigen_kitti, garg (KITTI).
 
     Raises:
         ConfigError: an empty range, or no such crop.

@@ -35,14 +35,21 @@ from torch import Tensor
 
 from holdfast.tasks.task import Floats, Measure
 
-Crop = Literal["none", "eigen", "garg"]
+Crop = Literal["none", "eigen", "eigen_kitti", "garg"]
 CROPS: dict[str, tuple[Fraction, Fraction, Fraction, Fraction]] = {
     "none": (Fraction(0), Fraction(1), Fraction(0), Fraction(1)),
     "eigen": (Fraction(45, 480), Fraction(471, 480), Fraction(41, 640), Fraction(601, 640)),
+    "eigen_kitti": (Fraction("0.3324324"), Fraction("0.91351351"), Fraction("0.0359477"), Fraction("0.96405229")),
     "garg": (Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229")),
 }
 """Top, bottom, left and right in shares of height and width. `eigen`: rows 45 to 471 and columns 41 to 601 of 480 x 640
-pixels, in proportion at other sizes; edges are rounded down, as in the code that KITTI's crops come from."""
+pixels, in proportion at other sizes; edges are rounded down, as in the code that KITTI's crops come from. That code
+takes shares of KITTI's frames as they are, later code of their 352 x 1216 cut: here, of the images that are read."""
+_FRAMES = {
+    "eigen": ("NYU Depth v2, 480 x 640", 1.31, 1.36),
+    "eigen_kitti": ("KITTI, 375 x 1242 or cut to 352 x 1216", 3.2, 3.6),
+    "garg": ("KITTI, 375 x 1242 or cut to 352 x 1216", 3.2, 3.6),
+}
 
 
 class Range(NamedTuple):
@@ -143,6 +150,14 @@ def box(crop: Crop, h: int, w: int) -> tuple[slice, slice]:
     """Rows and columns of a crop of images of h x w pixels."""
     top, bottom, left, right = CROPS[crop]
     return slice(math.floor(top * h), math.floor(bottom * h)), slice(math.floor(left * w), math.floor(right * w))
+
+
+def foreign_frame(crop: Crop, h: int, w: int) -> str:
+    """What to say of a crop of images that have another shape than those it was made for; empty where it fits."""
+    made_for, narrow, wide = _FRAMES.get(crop, ("", 0.0, math.inf))
+    if narrow <= w / h <= wide:
+        return ""
+    return f"the crop {crop} was made for {made_for}; of {h} x {w} it is compared with no published number."
 
 
 def pixels(predicted: Tensor, truth: Tensor, within: Range) -> Pixels:

@@ -212,7 +212,9 @@ def test_kept_images_are_judged_anew(run: Run) -> None:
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize(("window", "stride", "crop"), [(24, 8, "eigen"), (20, 0, "garg"), (40, 0, "none")])
+@pytest.mark.parametrize(
+    ("window", "stride", "crop"), [(24, 8, "eigen"), (20, 0, "garg"), (40, 0, "none"), (0, 0, "eigen_kitti")]
+)
 def test_answers_through_windows_and_in_crops_are_judged_anew(
     window: int, stride: int, crop: str, tmp_path: Path
 ) -> None:
@@ -222,6 +224,8 @@ def test_answers_through_windows_and_in_crops_are_judged_anew(
     ]
     more = {"window": window, "stride": stride, "depth_crop": crop, "attacks": attacks, "eps": ["4/255"]}
     run = bench(tmp_path, tasks=["segmentation", "depth"], corruptions=["none"], variant="", **more)
+    foreign = {r.cell.judge.task for r in run.results if "compared with no published number" in " ".join(r.warnings)}
+    assert foreign == ({"depth"} if crop != "none" else set()), "scenes are square"
     said = "\n".join(holdfast.verify(str(run.folder)))
     assert "12 of 24 adversarial images of 2 cells judged anew" in said and "not judged" not in said, said
 

@@ -18,6 +18,7 @@ from holdfast.tasks.depth_errors import (
     Range,
     Terms,
     box,
+    foreign_frame,
     median_scaled,
     pixels,
     rmse,
@@ -209,6 +210,8 @@ def test_silog_is_the_standard_deviation_of_the_log_ratio_and_blind_to_scale() -
         ("eigen", (240, 320), (22, 235, 20, 300)),
         ("eigen", (32, 32), (3, 31, 2, 30)),
         ("garg", (375, 1242), (153, 371, 44, 1197)),
+        ("garg", (352, 1216), (143, 349, 43, 1172)),
+        ("eigen_kitti", (375, 1242), (124, 342, 44, 1197)),
     ],
 )
 def test_crops(crop: Crop, size: tuple[int, int], expected: tuple[int, ...]) -> None:
@@ -217,6 +220,15 @@ def test_crops(crop: Crop, size: tuple[int, int], expected: tuple[int, ...]) -> 
     counts = Range(0.001, 10.0, crop).counts(torch.ones(1, *size))
     assert int(counts.sum()) == (expected[1] - expected[0]) * (expected[3] - expected[2])
     assert bool(counts[0, rows, columns].all())
+
+
+@pytest.mark.parametrize("crop", ["none", "eigen", "eigen_kitti", "garg"])
+def test_a_crop_of_other_frames_than_its_own_is_said(crop: Crop) -> None:
+    frames = {"eigen": ((480, 640), (240, 320)), "eigen_kitti": ((375, 1242), (352, 1216)), "garg": ((370, 1226),)}
+    for size in ((480, 640), (240, 320), (375, 1242), (352, 1216), (370, 1226), (32, 32)):
+        kitti = crop != "eigen" and size in (*frames["eigen_kitti"], *frames["garg"])
+        fits = crop == "none" or kitti or size in frames[crop]
+        assert (foreign_frame(crop, *size) == "") is fits, size
 
 
 def test_names_units_and_places() -> None:
