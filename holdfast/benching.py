@@ -69,6 +69,7 @@ def measure(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> Run:
         stock.device,
         shown=config.gallery_classes,
         engine=config.engine,
+        recompute=config.recompute,
     )
     run = Work(bench, store, chunk=config.chunk, block=config.block)
     work(todo, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import torch
@@ -94,7 +94,8 @@ def whom(job: Job, attack: Attack, bench: Bench) -> tuple[Encoder, Task]:
     if isinstance(task, Embedding):
         if attack.level and attack.scored == "drift" and attack.aim == "away":
             # Drift needs no bank, and one of all tokens would be large.
-            windows = Windows(cell.judge.window, cell.judge.stride)
+            memory: Literal["keep", "recompute"] = "recompute" if bench.recompute else "keep"
+            windows = Windows(cell.judge.window, cell.judge.stride, memory=memory)
             tokens = reads_tokens(attack.level)
             task = TokenDrift(level=attack.level, windows=windows) if tokens else Embedding(level=attack.level)
         elif attack.scored != "drift":

@@ -49,6 +49,7 @@ class Bench:
         device: where pixels go.
         shown: classes that galleries show besides those chosen by rule.
         engine: of the passes under attack.
+        recompute: whether attacks on the tokens of windows compute these twice and keep none, as dense heads then do.
         check: called before each chunk; raises `Interrupted` to stop.
         forwards: images forwarded so far.
         backwards: images back-propagated so far.
@@ -63,6 +64,7 @@ class Bench:
     device: torch.device
     shown: tuple[str, ...] = ()
     engine: Engine = "eager"
+    recompute: bool = False
     check: Callable[[], None] = lambda: None
     forwards: int = 0
     backwards: int = 0

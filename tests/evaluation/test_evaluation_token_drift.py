@@ -15,6 +15,7 @@ from holdfast.evaluation.suites import suite_attacks
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import frozen
 from holdfast.records import Attack
+from holdfast.tasks import windows
 from holdfast.tasks.task import seer
 from holdfast.tasks.token_drift import TokenDrift
 from holdfast.tasks.windows import Windows
@@ -58,6 +59,19 @@ def test_a_bench_raises_the_tokens_of_the_windows_that_its_heads_see(slid: Run) 
     distance = (by_hand(images["adversarial"]) - by_hand(images["clean"] / 255)).norm(dim=1)
     assert len(distance) and float(distance.min()) > 0
     assert distance.tolist() == pytest.approx([score[str(name)] for name in gallery["id"]], rel=1e-4)
+
+
+def test_windows_that_are_computed_twice_give_the_same_digits(
+    slid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice, own = [], windows.checkpoint
+    monkeypatch.setattr(windows, "checkpoint", lambda *a, **k: twice.append(a[1].shape) or own(*a, **k))
+    again = bench(tmp_path, window=WINDOW, stride=STRIDE, recompute=True, **FIELDS)
+    assert twice and all(shape[-1] == WINDOW for shape in twice)
+    assert [r.id for r in again.results] == [r.id for r in slid.results]
+    for result in again.results:
+        kept, anew = slid.outcomes(result.id), again.outcomes(result.id)
+        assert all(np.array_equal(kept[name], anew[name]) for name in kept if name != "cost")
 
 
 def test_every_head_judges_it_and_the_whole_image_is_another_cell(slid: Run, tmp_path: Path) -> None:
