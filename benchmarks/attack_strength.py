@@ -79,11 +79,13 @@ def _peer(on: Ground) -> Any:
     from pyautoattack import AutoAttack
 
     norm, steps = BIG[on.record.norm], on.record.steps
-    attack = AutoAttack(on.net, norm=norm, eps=on.record.eps, seed=0, device=on.x.device, version="standard")
+    attack = AutoAttack(
+        on.net, norm=norm, eps=on.record.eps, seed=on.record.seed, device=on.x.device, version="standard"
+    )
     targets = min(9, on.encoder.classes - 1)
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
     if steps != STANDARD:
-        same: dict[str, Any] = {"eps": on.record.eps, "norm": norm, "seed": 0, "device": on.x.device}
+        same: dict[str, Any] = {"eps": on.record.eps, "norm": norm, "seed": on.record.seed, "device": on.x.device}
         logger = logging.getLogger("peer")
         for name in ("apgd", "apgd_targeted"):
             old = getattr(attack, name)
@@ -138,10 +140,11 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--eps", nargs="+", type=budget, default=[budget(word) for word in PLANNED])
     parser.add_argument("--steps", type=int, default=STANDARD)
     parser.add_argument("--parts", nargs="+", default=["loss", *NAMES, "cascade"], choices=("loss", *NAMES, "cascade"))
+    parser.add_argument("--seed", type=int, default=0, help="of the random starts and windows of either")
     parser.add_argument("--bf16", action="store_true", help="also Holdfast's attack in bfloat16")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    record = records.Attack(method="autoattack", push="", steps=args.steps, precision=args.precision)
+    record = records.Attack(method="autoattack", push="", steps=args.steps, precision=args.precision, seed=args.seed)
     on = ground(args, record)
     radii: list[dict[str, object]] = []
     found: dict[str, object] = {
@@ -149,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         "weights": Path(args.weights).name,
         "images": len(on.x),
         "correct": int(correct(on, on.x).sum()),
-        "options": {k: getattr(args, k) for k in ("steps", "batch", "precision", "engine")},
+        "options": {k: getattr(args, k) for k in ("steps", "batch", "precision", "engine", "seed")},
         "radii": radii,
     }
     for norm, eps in args.eps:
