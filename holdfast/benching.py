@@ -29,6 +29,7 @@ from holdfast.evaluation.run import Run as Work
 from holdfast.evaluation.run import work
 from holdfast.evaluation.store import CHECKS, Run, Store, read
 from holdfast.evaluation.summary import summary
+from holdfast.models.precision import emulates_half
 from holdfast.progress import Say, spoken
 from holdfast.records import Cell, Variant
 from holdfast.subjects import Stock
@@ -146,7 +147,10 @@ def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tupl
     _check_classes(settled, stock)
     side = max(max(stock.source(subject.attacked).read(0).pixels.shape[:2]) for subject in stock.subjects)
     settled = plan.at_protocol(settled, config, side)
-    return settled, stock, plan.cells(settled, stock.subjects)
+    grid = plan.cells(settled, stock.subjects)
+    if any(cell.attack is not None and cell.attack.precision == "bf16" for cell in grid) and emulates_half(stock.device):
+        say("bf16    this CPU has no instructions for it and is many times slower with it than in fp32")
+    return settled, stock, grid
 
 
 def _check_classes(config: BenchConfig, stock: Stock) -> None:

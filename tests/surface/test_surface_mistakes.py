@@ -56,6 +56,19 @@ def test_a_mistake_with_replace_loses_nothing(
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(("can", "said"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_without_instructions_is_said_beforehand(
+    weights: Path, can: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: can)
+    assert cli.main(["bench", str(weights), *BENCH, "--precision", "bf16", "--device", "cpu", "--dry-run"]) == 0
+    heard = capsys.readouterr()
+    assert ("no instructions for it" in heard.out + heard.err) is said
+    assert cli.main(["bench", str(weights), *BENCH, "--device", "cpu", "--dry-run"]) == 0
+    heard = capsys.readouterr()
+    assert "bf16" not in heard.out + heard.err
+
+
 def test_an_out_that_is_a_file(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     assert cli.main(["bench", str(weights), *BENCH, "--out", str(tmp_path / "file")]) == 2
