@@ -148,7 +148,8 @@ def _planned(config: BenchConfig, handed: Sequence[nn.Module], say: Say) -> tupl
     side = max(max(stock.source(subject.attacked).read(0).pixels.shape[:2]) for subject in stock.subjects)
     settled = plan.at_protocol(settled, config, side)
     grid = plan.cells(settled, stock.subjects)
-    if any(cell.attack is not None and cell.attack.precision == "bf16" for cell in grid) and emulates_half(stock.device):
+    halved = any(cell.attack is not None and cell.attack.precision == "bf16" for cell in grid)
+    if halved and emulates_half(stock.device):
         say("bf16    this CPU has no instructions for it and is many times slower with it than in fp32")
     return settled, stock, grid
 
