@@ -104,6 +104,10 @@ class Corruption(Record, frozen=True, kw_only=True, tag="corruption", tag_field=
     root: str = ""
 
 
+DENSE_TASKS = ("segmentation", "depth")
+"""Tasks that answer for every pixel, through a dense head."""
+
+
 class Judge(Record, frozen=True, kw_only=True):
     """A task with its head.
 

@@ -9,7 +9,6 @@ import msgspec
 import torch
 from torch import nn
 
-from holdfast.attacks.methods import DENSE
 from holdfast.configs import BenchConfig
 from holdfast.data import corrupted
 from holdfast.data.batches import Source, require_labels
@@ -21,7 +20,7 @@ from holdfast.evaluation.plan import ENCODERS_PER_JOB, Job, Subject
 from holdfast.models.checkpoint import load, series
 from holdfast.models.encoder import Encoder, Geometry
 from holdfast.models.heads import read_head
-from holdfast.records import Cell, Corruption, Data, Judge, Model
+from holdfast.records import DENSE_TASKS, Cell, Corruption, Data, Judge, Model
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.features import Extracted, cached
@@ -106,7 +105,7 @@ class Stock:
         return self._judge(judge, model, cell.data)
 
     def _judge(self, judge: Judge, model: Model, data: Data) -> Task:
-        if judge.task in DENSE:
+        if judge.task in DENSE_TASKS:
             return self._dense.task(judge, self.source(data))
         within = self.source(data).within if judge.task == "classification" else ()
         key = msgspec.json.encode((judge, model.digest_of_weights, within), order="deterministic").decode()

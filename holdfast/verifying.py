@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from holdfast.attacks.methods import DENSE
 from holdfast.configs import VerifyConfig
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, DataError, TrustError
@@ -18,7 +17,7 @@ from holdfast.models.dense_files import read_dense_head
 from holdfast.models.encoder import Encoder
 from holdfast.models.heads import read_head
 from holdfast.progress import Say
-from holdfast.records import Cell
+from holdfast.records import DENSE_TASKS, Cell
 from holdfast.subjects import Stock
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.depth import Depth
@@ -93,17 +92,17 @@ def heads_of(folder: Path, device: torch.device) -> HeadOf:
 
     def find(cell: Cell, encoder: Encoder) -> nn.Module | None:
         judge = cell.judge
-        if judge.task not in ("classification", *DENSE):
+        if judge.task not in ("classification", *DENSE_TASKS):
             return None
         if judge.head == "own":
             # Without a head of its own, what a module returns was taken for logits.
             return None if encoder.head is not None else nn.Identity()
-        if judge.head == "given" and judge.task not in DENSE:
+        if judge.head == "given" and judge.task not in DENSE_TASKS:
             found = read_head(cell.encoder.head)
             if found.digest != judge.digest_of_head:
                 raise TrustError(f"{cell.encoder.head} is not the head of the record.", next="Put the old file back.")
             return found.linear.to(device)
-        if judge.task in DENSE and (folder / FILE).is_file():
+        if judge.task in DENSE_TASKS and (folder / FILE).is_file():
             # Of an `attack`: its cell names the file, where a run's config does.
             read_back = read_dense_head(cell.encoder.head, encoder=encoder)
             if read_back.digest != judge.digest_of_head:

@@ -118,7 +118,6 @@ def _autoattack(record: records.Attack, classes: int) -> tuple[Member, ...]:
 TRACEABLE = ("pgd", "mpgd", "apgd", "noise")
 """Methods whose iterates can be judged on the way."""
 HEADS = ("classification",)
-DENSE = ("segmentation", "depth")
 SCORED = {"classification": "margin", "embedding": "mse", "segmentation": "ce", "depth": "l2"}
 # From wide to the ball itself, each pass from the projection of what the one before found (arXiv 2306.12941).
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
@@ -138,7 +137,7 @@ METHODS: dict[str, Method] = {
         _sea,
         300,
         norms=("linf", "l2"),
-        through=DENSE,
+        through=records.DENSE_TASKS,
     ),
     "fab": Method(
         "the nearest adversarial image, by hyperplanes (Croce and Hein 2020); --eps 0 = its distance",

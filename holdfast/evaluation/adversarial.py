@@ -15,9 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from holdfast.attacks.methods import DENSE
 from holdfast.data.batches import to_pixels
-from holdfast.records import Cell
+from holdfast.records import DENSE_TASKS, Cell
 
 Outcomes = dict[str, npt.NDArray[np.generic]]
 Given = Mapping[str, npt.NDArray[np.generic]]
@@ -148,7 +147,7 @@ def lost_before(cell: Cell, outcomes: Given) -> npt.NDArray[np.bool_]:
     if "clean_correct" in outcomes:
         return ~outcomes["clean_correct"].astype(bool)
     drifts = attack.through == "embedding" and attack.scored == "drift" and attack.aim == "away"
-    if drifts or attack.through in DENSE:
+    if drifts or attack.through in DENSE_TASKS:
         return np.zeros(len(outcomes["id"]), dtype=bool)
     return outcomes["attack_clean_score"].astype(np.float64) > 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.records import Attack
+from holdfast.records import DENSE_TASKS, Attack
 
 HARMS = {
     "ce": "cross-entropy",
@@ -12,7 +12,6 @@ HARMS = {
     "l2": "embedding L2",
     "cosine": "embedding cosine",
 }
-DENSE = ("segmentation", "depth")
 METHODS = {
     "fgsm": "FGSM",
     "mpgd": "momentum PGD",
@@ -30,7 +29,7 @@ def attack_name(attack: Attack) -> str:
     steps = "" if OWN_STEPS.get(attack.method) == attack.steps else f"-{attack.steps}"
     told = [METHODS.get(attack.method, attack.method.upper()) + steps]
     if attack.push:
-        dense = attack.through in DENSE
+        dense = attack.through in DENSE_TASKS
         harm = f"{attack.through} {attack.push}" if dense else HARMS.get(attack.push, attack.push)
         told[0] += f" on {'embedding ' if attack.through == 'embedding' and attack.push == 'ce' else ''}{harm}"
     told += [f"of {attack.level}"] if attack.level else []
@@ -53,7 +52,7 @@ def short_name(attack: Attack) -> str:
     """An attack in one word for a row of a table, radius included: pgd-20 ce linf 8/255."""
     method = attack.method if OWN_STEPS.get(attack.method) == attack.steps else f"{attack.method}-{attack.steps}"
     reach = f"{attack.norm} {radius(attack.eps, attack.norm)}" if attack.eps else f"{attack.norm} nearest"
-    parts = [method, attack.through if attack.through in DENSE else "", attack.push, reach]
+    parts = [method, attack.through if attack.through in DENSE_TASKS else "", attack.push, reach]
     parts += [f"level {attack.level}"] if attack.level else []
     parts += ["towards"] if attack.aim == "towards" else []
     parts += [f"{attack.targets} targets"] if attack.targets else []

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.attacks.methods import AIMED, DENSE, METHODS
+from holdfast.attacks.methods import AIMED, METHODS
 from holdfast.evaluation import evidence
 from holdfast.evaluation import flags as limits
 from holdfast.evaluation.attack_names import attack_name, radius
 from holdfast.evaluation.statistics import Difference, paired_difference
-from holdfast.records import Attack, Cell
+from holdfast.records import DENSE_TASKS, Attack, Cell
 
 Array = npt.NDArray[Any]
 Held = Mapping[str, Array]
@@ -88,7 +88,7 @@ class Attacked:
     @property
     def dense(self) -> bool:
         """Whether every pixel is answered for, so that an image is never lost as a whole."""
-        return self.attack.through in DENSE
+        return self.attack.through in DENSE_TASKS
 
     @property
     def white_box(self) -> bool:

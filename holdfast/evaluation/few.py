@@ -19,7 +19,7 @@ from holdfast.attacks.board import laid
 from holdfast.attacks.cascade import cascade
 from holdfast.attacks.executor import SMALLEST, Found, scored
 from holdfast.attacks.harm import Out, Rows, check_pixels
-from holdfast.attacks.methods import DENSE, build, settled, stop_of
+from holdfast.attacks.methods import build, settled, stop_of
 from holdfast.configs import AttackConfig
 from holdfast.errors import ConfigError, DataError, TrustError, nearest
 from holdfast.evaluation.attacking import checked, compared, refuse_blindness
@@ -27,7 +27,7 @@ from holdfast.evaluation.few_heads import decided, dense_head, truth_of
 from holdfast.evaluation.starts import Delta, read_delta
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
-from holdfast.records import Attack, Model
+from holdfast.records import DENSE_TASKS, Attack, Model
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.embedding import Embedding, bank
 from holdfast.tasks.impersonation import towards
@@ -111,7 +111,7 @@ def aimed(
         named = Model(spec=config.surrogate, arch=config.arch, options=config.options)
         surrogate = load(named, device=encoder.mean.device)
     models = [encoder] if surrogate is None or surrogate is encoder else [encoder, surrogate]
-    dense = config.through in DENSE
+    dense = config.through in DENSE_TASKS
     tasks = [task or task_of(model, config, pixels) for model in models]
     _check_classes(models, tasks)
     known, device = 0 if dense else tasks[0].classes, encoder.mean.device

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.harm import Rows
-from holdfast.attacks.methods import DENSE
 from holdfast.configs import AttackConfig, BenchConfig
 from holdfast.data.batches import Image, Source
 from holdfast.errors import ConfigError, DataError
@@ -17,7 +16,7 @@ from holdfast.evaluation.dense_judges import DenseHeads
 from holdfast.evaluation.dense_pictures import TRUTHS
 from holdfast.models.dense_files import ReadHead, read_dense_head
 from holdfast.models.encoder import Encoder
-from holdfast.records import Data, Judge
+from holdfast.records import DENSE_TASKS, Data, Judge
 from holdfast.tasks.task import Task
 
 
@@ -57,7 +56,7 @@ def decided(config: AttackConfig) -> AttackConfig:
             f"--{named[0]}-heads was given, and the attack goes through {through}.",
             next=f"Leave one of the two out; --{named[0]}-heads alone attacks through {named[0]}.",
         )
-    if through in DENSE and not named:
+    if through in DENSE_TASKS and not named:
         raise ConfigError(
             f"an attack through {through}, and no head was named that answers it.",
             next=f"holdfast probe {config.encoder or 'ENCODER'} --task {through} --data {config.data} "
@@ -90,7 +89,7 @@ def dense_head(config: AttackConfig, encoder: Encoder, source: Source | None = N
         ConfigError: a head of another task, of another encoder's levels, or of other classes than the images have.
         DataError: images without masks, or without depth.
     """
-    if config.through not in DENSE:
+    if config.through not in DENSE_TASKS:
         return None
     (file,) = config.segmentation_heads or config.depth_heads
     asked = BenchConfig(
@@ -99,7 +98,7 @@ def dense_head(config: AttackConfig, encoder: Encoder, source: Source | None = N
         window=config.window,
         stride=config.stride,
         depth_crop=config.depth_crop,
-        tasks=(config.through,),  # type: ignore[arg-type]  # one of `DENSE`
+        tasks=(config.through,),  # type: ignore[arg-type]  # one of `DENSE_TASKS`
     )
     heads = DenseHeads(asked, encoder.mean.device)
     read = read_dense_head(file, encoder=encoder)

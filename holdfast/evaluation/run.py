@@ -18,7 +18,7 @@ import torch
 
 from holdfast import disk
 from holdfast.attacks.executor import SMALLEST
-from holdfast.attacks.methods import DENSE, budget
+from holdfast.attacks.methods import budget
 from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import moves, notes
 from holdfast.data.copies import read_copy
@@ -35,7 +35,7 @@ from holdfast.evaluation.plan import Job
 from holdfast.evaluation.rows import called, condition
 from holdfast.evaluation.store import Store
 from holdfast.progress import Bar, say
-from holdfast.records import Cell, Corruption, Cost, Metric, Result
+from holdfast.records import DENSE_TASKS, Cell, Corruption, Cost, Metric, Result
 from holdfast.signals import Stopping
 from holdfast.tasks.depth_errors import foreign_frame
 from holdfast.tasks.task import Task
@@ -174,7 +174,7 @@ def _measure(job: Job, run: Run, bar: Bar) -> None:
         if cell.attack is not None and cell.judge.task == cell.attack.through:
             kept = [_part(known[at], f"shown/{cell.id}/") for at in sorted(known)]
             gallery = merged(cell, whole, kept, classes=source.classes)
-            if cell.judge.task in DENSE:
+            if cell.judge.task in DENSE_TASKS:
                 gallery = answered(cell, gallery, source, run.bench.encoder(cell.encoder), run.bench.judge(cell))
             run.store.put_gallery(cell.id, gallery)
         if cell.corruption is not None and cell.judge.task == "saliency" and "cam_drift" in whole:
@@ -245,7 +245,7 @@ def _result(cell: Cell, whole: Outcomes, cost: Cost, chunk: int, run: Run) -> Re
     remarks = tuple(filter(None, (foreign_frame(cell.judge.crop, high, wide),)))
     if cell.corruption is not None:
         remarks += notes(cell.corruption, high, wide) or _remarks_of_copy(cell.corruption)
-        if cell.judge.task in DENSE and moves(cell.corruption.name) in MOVED:
+        if cell.judge.task in DENSE_TASKS and moves(cell.corruption.name) in MOVED:
             remarks += (f"{cell.corruption.name}: {MOVED[moves(cell.corruption.name)]}",)
     return Result(
         id=cell.id,

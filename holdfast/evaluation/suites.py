@@ -7,13 +7,13 @@ from typing import Literal
 
 import msgspec
 
-from holdfast.attacks.methods import DENSE, METHODS, TRACEABLE, settled, traceable
+from holdfast.attacks.methods import METHODS, TRACEABLE, settled, traceable
 from holdfast.codec import Record
 from holdfast.configs import BenchConfig
 from holdfast.corruptions.table import entry
 from holdfast.corruptions.table import names as corruption_names
 from holdfast.errors import ConfigError, nearest
-from holdfast.records import Attack, Norm
+from holdfast.records import DENSE_TASKS, Attack, Norm
 from holdfast.tasks.classification import Classification
 from holdfast.tasks.depth import ENSEMBLE as MEASURED
 from holdfast.tasks.embedding import Embedding
@@ -167,7 +167,7 @@ def suite_attacks(config: BenchConfig) -> tuple[Attack, ...]:
     found = chosen.attacks
     if config.eps is not None:
         found += tuple(attack for attack in chosen.paper if config.norm or attack.norm == "linf")
-    dense = any(task in DENSE for task in config.tasks)
+    dense = any(task in DENSE_TASKS for task in config.tasks)
     return tuple(attack for attack in found if dense or attack.level != EVERY)
 
 
