@@ -119,6 +119,8 @@ TRACEABLE = ("pgd", "mpgd", "apgd", "noise")
 """Methods whose iterates can be judged on the way."""
 HEADS = ("classification",)
 SCORED = {"classification": "margin", "embedding": "mse", "segmentation": "ce", "depth": "l2"}
+WIDER = ("sea",)
+"""Methods whose last pass begins where a wider ball's ended, and at no random point."""
 # From wide to the ball itself, each pass from the projection of what the one before found (arXiv 2306.12941).
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 METHODS: dict[str, Method] = {

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.attacks.methods import AIMED, METHODS
+from holdfast.attacks.methods import AIMED, METHODS, WIDER
 from holdfast.evaluation import evidence
 from holdfast.evaluation import flags as limits
 from holdfast.evaluation.attack_names import attack_name, radius
@@ -124,9 +124,6 @@ class Attacked:
         return bool(self.at_stake.any())
 
 
-_NO_THRESHOLD = "no threshold was measured for tasks that answer for every pixel"
-
-
 def _blind(attack: Attack) -> bool:
     """Whether the method needs no gradient."""
     known = METHODS.get(attack.method)
@@ -153,9 +150,7 @@ def _comparing(check: Callable[[Attacked], Verdict]) -> Callable[[Attacked], Ver
 
 
 def _noise(c: Attacked) -> Verdict:
-    if c.dense:
-        return Verdict("not measured", _NO_THRESHOLD)
-    drawn = c.white_box and c.attack.start == "random" and c.attack.method not in AIMED
+    drawn = c.white_box and c.attack.start == "random" and c.attack.method not in (*AIMED, *WIDER)
     if not (drawn and {"attack_score", "attack_start_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded the score of a random start")
     start, score, rows = c.held["attack_start_score"], c.held["attack_score"], c.at_stake
@@ -168,9 +163,9 @@ def _noise(c: Attacked) -> Verdict:
     survive = rows & (start <= 0) if c.by_label else rows
     if not survive.any():
         return Verdict("not measured", "noise alone loses every image")
-    limit = limits.OVER_NOISE if c.by_label else limits.OVER_NOISE_DRIFT
+    limit = limits.OVER_NOISE if c.by_label or c.dense else limits.OVER_NOISE_DRIFT
     # A clean embedding has not drifted; every other score has a value on the clean image.
-    drifts = not c.by_label and c.attack.scored == "drift" and c.attack.aim == "away"
+    drifts = c.attack.through == "embedding" and c.attack.scored == "drift" and c.attack.aim == "away"
     clean = np.zeros_like(start) if drifts else c.held.get("attack_clean_score", start)
     gain = score - np.maximum(start, clean)
     raised = (gain > 0) & (gain > limit * np.abs(start - clean)) | (c.by_label & (score > 0))
@@ -192,8 +187,6 @@ def _gradients(c: Attacked) -> Verdict:
 
 
 def _gaining(c: Attacked) -> Verdict:
-    if c.dense:
-        return Verdict("not measured", _NO_THRESHOLD)
     if not (c.white_box and c.attack.eps > 0 and {"attack_score", "attack_early_score"} <= set(c.held)):
         return Verdict("not measured", "no attack recorded its score before the last quarter of its steps")
     if c.attack.steps == 1:
@@ -203,9 +196,11 @@ def _gaining(c: Attacked) -> Verdict:
         gain, allowed = float(((score > 0) & (early <= 0)).mean()), limits.STILL_RISING
         what = "of the images fall"
     else:
-        total, before = (float(part.mean(dtype=np.float64)) for part in (score, early))
+        # What is wrong with an answer for every pixel is counted from the clean answer on; a clean embedding is at 0.
+        clean = c.held.get("attack_clean_score", np.zeros_like(score)) if c.dense else np.zeros_like(score)
+        total, before = (float((part - clean).mean(dtype=np.float64)) for part in (score, early))
         gain, allowed = (total - before) / total if total > 0 else 0.0, limits.STILL_DRIFTING
-        what = "of the drift comes"
+        what = "of the rise comes" if c.dense else "of the drift comes"
     text = f"{gain:.1%} {what} in the last quarter of the {c.attack.steps} steps ({c.words})"
     if gain > allowed and c.passes:
         # What falls late in one pass may fall in the next ones as well: only an upper limit is known.

@@ -27,7 +27,7 @@ RISE = 0.02
 STILL_RISING = 0.03
 """Share of the images that may fall in the last quarter of the steps."""
 STILL_DRIFTING = 0.10
-"""Share of an embedding's drift that may be made there."""
+"""Share of an embedding's drift, or of a dense task's rise from its clean score, that may be made there."""
 ROUNDING = 0.05
 """Accuracy that may return when attacked images are rounded to 8 bits."""
 REPEATED = 1e-3
@@ -75,7 +75,8 @@ FLAGS: dict[str, Flag] = {
             "The gradient finds what noise does not",
             f"noise at the same radius loses at least {FEW} images that were right, and the gradient not clearly more "
             f"(95 % interval); or less than {RAISED:.0%} of the images that survive a random start are lost, or moved "
-            f"{OVER_NOISE:g} times as far by the gradient as by the start (embeddings: {OVER_NOISE_DRIFT:g} times)",
+            f"{OVER_NOISE:g} times as far by the gradient as by the start (embeddings: {OVER_NOISE_DRIFT:g} times); "
+            "where every pixel is answered for, that holds for all images",
             "The gradient points nowhere: shattered, zero, or of another function. Attack through an approximation of "
             "the offending part (BPDA), or without gradient.",
         ),
@@ -102,8 +103,8 @@ FLAGS: dict[str, Flag] = {
         Flag(
             "still-gaining",
             "The attack has converged",
-            f"more than {STILL_RISING:.0%} of the images fall in the last quarter of the steps (of an embedding: more "
-            f"than {STILL_DRIFTING:.0%} of the drift is made there)",
+            f"more than {STILL_RISING:.0%} of the images fall in the last quarter of the steps (of an embedding, "
+            f"segmentation or depth: more than {STILL_DRIFTING:.0%} of the rise is made there)",
             "More steps would find more: the accuracy is not a bound worth quoting.",
         ),
         Flag(

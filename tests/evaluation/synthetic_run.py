@@ -107,6 +107,8 @@ def judge(task: str) -> Judge:
         return Judge(task="embedding", head="bank", fit=Data(source="scenes", split="train"))
     if task == "saliency":
         return Judge(task="saliency", head="linear", target="predicted", fit=Data(source="scenes", split="train"))
+    if task == "segmentation" or task == "depth":
+        return Judge(task=task, head="given", level="dense")
     return Judge(task="classification", head="linear", fit=Data(source="scenes", split="train"))
 
 

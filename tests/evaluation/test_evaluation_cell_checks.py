@@ -67,6 +67,25 @@ def test_a_drift_that_rises_late_is_told_by_how_far() -> None:
     assert found.status == "failed" and found.text.startswith("20.0% of the drift")
 
 
+@pytest.mark.parametrize(("task", "push"), [("segmentation", "segpgd"), ("depth", "silog_gradient")])
+def test_of_an_answer_for_every_pixel_the_rise_from_the_clean_one_counts(task: str, push: str) -> None:
+    """Clean 0.4 and attacked 0.6: of the rise by 0.2, 0.02 at most may come late; and noise may make 0.03 of it."""
+    attack = Attack(through=task, push=push, steps=20)
+    clean, end = {"attack_clean_score": 0.4}, {"attack_score": 0.6}
+    gaining, noise = CELL_CHECKS["still-gaining"], CELL_CHECKS["noise-as-good"]
+    late = gaining(attacked(attack, by=task, **clean, **end, attack_early_score=0.575))
+    assert late.status == "failed" and "12.5% of the rise comes" in late.text
+    assert gaining(attacked(attack, by=task, **clean, **end, attack_early_score=0.585)).status == "passed"
+    weak = noise(attacked(attack, by=task, **clean, **end, attack_start_score=0.44))
+    assert weak.status == "failed" and "0% of the images that survive noise 6 times" in weak.text
+    assert noise(attacked(attack, by=task, **clean, **end, attack_start_score=0.42)).status == "passed"
+    assert noise(attacked(attack, by=task, **clean, **end, attack_start_score=0.38)).status == "passed"
+    nothing = noise(attacked(attack, by=task, **clean, attack_score=0.4, attack_start_score=0.4))
+    assert nothing.status == "failed", "what moves nothing is no better than noise that moves nothing"
+    wide = Attack(method="sea", through=task, push="masked" if task == "segmentation" else "l2", steps=300)
+    assert noise(attacked(wide, by=task, **clean, **end, attack_start_score=0.59)).status == "not measured"
+
+
 def test_an_attack_towards_a_class_is_no_rival_of_one_that_takes_any() -> None:
     """That Square finds what an attack towards one class does not is no sign of a masked gradient."""
     held = {"correct": True, "attack_score": -0.5}
