@@ -6,6 +6,7 @@ equal names on every machine. No torch here.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -88,9 +89,12 @@ def number(text: str) -> float:
 _NUMBER = re.compile(r"^\s*[-+]?[\d.]+(e[-+]?\d+)?\s*(/\s*[\d.]+\s*)?$", re.IGNORECASE)
 
 
+_type_info = functools.cache(msgspec.inspect.type_info)  # 15 ms for the record of a cell, and there are thousands
+
+
 def _numbers(kind: Any, value: Any) -> Any:
     """`value` with fractions in strings read as numbers, wherever `kind` has a float."""
-    info = kind if isinstance(kind, msgspec.inspect.Type) else msgspec.inspect.type_info(kind)
+    info = kind if isinstance(kind, msgspec.inspect.Type) else _type_info(kind)
     if isinstance(info, msgspec.inspect.UnionType):
         fit = [t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)]
         structs = [t for t in fit if isinstance(t, msgspec.inspect.StructType)]
@@ -123,7 +127,7 @@ def _explained(kind: type[Record], error: msgspec.ValidationError, origin: str) 
 
 def _field_names(kind: type[Record], path: str) -> tuple[str, ...]:
     """Names of the fields of the struct that `path` (`$.attacks[0]`) leads to."""
-    info: Any = msgspec.inspect.type_info(kind)
+    info: Any = _type_info(kind)
     for part in re.findall(r"\.(\w+)", path):
         field = next((f for f in info.fields if f.encode_name == part), None)
         if field is None:

@@ -13,9 +13,10 @@ judge is wrong, so that an attack that raises no label's loss can rest when it h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from holdfast.attacks.scores import margin
 from holdfast.errors import ConfigError, DataError, nearest
 from holdfast.models.encoder import Encoder
 from holdfast.tasks.distances import DISTANCES, Distance, cosine, l2
-from holdfast.tasks.neighbours import breakaway, knn_predict, nearest_neighbours, neighbours_kept, vote_margin
+from holdfast.tasks.neighbours import breakaway, knn_predict, nearest_neighbours, neighbours_kept, unit, vote_margin
 from holdfast.tasks.task import Measure, Member
 
 NEIGHBOURS = 20
@@ -34,7 +35,8 @@ PAIRS = 4096
 Scored = Literal["drift", "knn", "probe"]
 
 
-class Bank(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Bank:
     """Clean embeddings that an embedding is compared with.
 
     Attributes:
@@ -60,9 +62,15 @@ class Bank(NamedTuple):
         """Which rows of the bank are the images of these keys [b] themselves: bool [b, n]."""
         return keys[:, None] == self.keys.to(keys.device)[None]
 
+    @functools.cached_property
+    def unit(self) -> Tensor:
+        """Its vectors at length 1."""
+        return unit(self.vectors)
+
     def near(self, z: Tensor, keys: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
         """The k nearest other images, or as many as there are: cosines float32 [b, k], descending, and places in it."""
-        return nearest_neighbours(z, self.vectors.to(z), min(k, len(self.vectors) - 1), exclude=self.own(keys))
+        known = self.unit.to(z)
+        return nearest_neighbours(z, known, min(k, len(known) - 1), exclude=self.own(keys), scaled=True)
 
     def quantile(self, apart: Tensor) -> Tensor:
         """The share of random pairs that are nearer to each other than these distances [b]: [b] in [0, 1]."""

@@ -17,11 +17,13 @@ from holdfast.errors import DataError, TrustError
 
 K = 20
 TEMPERATURE = 0.07
+TIED = 1e-12
+"""Squared distances that differ by less, in units of the squared lengths, are equal."""
 
 
 def nearest_neighbours(
-    queries: Tensor, bank: Tensor, k: int, *, exclude: Tensor | None = None, chunk: int = 1024
-) -> tuple[Tensor, Tensor]:
+    queries: Tensor, bank: Tensor, k: int, *, exclude: Tensor | None = None, chunk: int = 1024, scaled: bool = False
+) -> tuple[Tensor, Tensor]:  # parameters: two sets, and how they are compared
     """The k rows of a bank with the largest cosine to each query.
 
     Args:
@@ -30,6 +32,7 @@ def nearest_neighbours(
         k: how many.
         exclude: bool [q, n]: rows of the bank that are no neighbours of a query (itself, where the bank holds it).
         chunk: queries whose cosines are in memory together; changes the speed alone.
+        scaled: whether the rows of the bank have length 1 already.
 
     Returns:
         Cosines float32 [q, k], descending, and indices into the bank, int64 [q, k].
@@ -41,17 +44,17 @@ def nearest_neighbours(
     others = len(bank) if exclude is None or not len(queries) else int((~exclude).sum(1).min())
     if not 1 <= k <= others:
         raise DataError(f"{k} neighbours of {others} images.", next=f"Take k from 1 to {others}, or more images.")
-    unit = _unit(bank)
+    known = bank if scaled else unit(bank)
     cosines, indices = [], []
     for start in range(0, len(queries), chunk):
-        close = _unit(queries[start : start + chunk]) @ unit.T
+        close = unit(queries[start : start + chunk]) @ known.T
         if exclude is not None:
             close = close.masked_fill_(exclude[start : start + chunk].to(close.device), -torch.inf)
         best = close.topk(k, dim=1)
         cosines.append(best.values)
         indices.append(best.indices)
     if not cosines:
-        return unit.new_empty((0, k)), torch.empty((0, k), dtype=torch.int64, device=unit.device)
+        return known.new_empty((0, k)), torch.empty((0, k), dtype=torch.int64, device=known.device)
     return torch.cat(cosines), torch.cat(indices)
 
 
@@ -117,11 +120,13 @@ def breakaway(changed: Tensor, clean: Tensor, bank: Tensor, *, exclude: Tensor) 
     Returns:
         float32 [q] in [0, 1]; 0 = the image is still its own nearest match.
     """
-    # No matrix product: it would lose the digits of short distances, and its kernel would depend on the batch.
-    apart = torch.cdist(changed, bank, compute_mode="donot_use_mm_for_euclid_dist")
-    own = torch.linalg.vector_norm(changed - clean, dim=1, keepdim=True)
+    # The matrix product loses digits of short distances; in float64 those that are left are more than float32 had.
+    z, known = changed.double(), bank.double()
+    lengths = z.square().sum(1, keepdim=True) + known.square().sum(1)
+    own = (z - clean.double()).square().sum(1, keepdim=True)
     others = ~exclude
-    nearer: Tensor = ((apart < own) & others).sum(1)
+    # As far as the own one is not nearer, whatever the last digits say.
+    nearer: Tensor = ((lengths - 2 * z @ known.T < own - TIED * lengths) & others).sum(1)
     return nearer.float() / others.sum(1).clamp_min(1)
 
 
@@ -158,8 +163,13 @@ def knn_accuracy(queries: Tensor, truth: Tensor, bank: Tensor, labels: Tensor, *
     return int((predicted == truth.to(predicted.device)).sum()) / len(truth)
 
 
-def _unit(features: Tensor) -> Tensor:
-    unit = normalize(features.detach().float(), dim=1)
-    if not bool(torch.isfinite(unit).all()):
+def unit(features: Tensor) -> Tensor:
+    """Features [n, d] at length 1, float32.
+
+    Raises:
+        TrustError: one is not finite.
+    """
+    scaled = normalize(features.detach().float(), dim=1)
+    if not bool(torch.isfinite(scaled).all()):
         raise TrustError("Features are not finite: they have no neighbours.", next="Look for NaN in the encoder.")
-    return unit
+    return scaled
