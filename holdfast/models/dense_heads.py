@@ -112,7 +112,9 @@ class Bins(DenseHead):
         assert self.conv_depth.bias is not None, "a convolution with a bias"
         bins = _summed(parts) + self.conv_depth.bias[:, None, None]
         finer = [min(FINER_BINS * side, most) for side, most in zip(bins.shape[-2:], size)]
-        return _metres(_mean(functional.relu(resized(bins, finer)), LEAST, self.spec), size, self.spec)
+        weighed = resized(bins, finer)
+        weighed = functional.relu(weighed, inplace=weighed is not bins)  # 256 channels: memory is what it costs
+        return _metres(_mean(weighed, LEAST, self.spec), size, self.spec)
 
     def _widths(self) -> list[int]:
         return [c for channels in self.spec.channels for c in (channels,) * (1 + self.spec.cls)]
