@@ -283,39 +283,74 @@ def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterat
     """
     if norm not in NORMS:
         raise ConfigError(f'frozen knows no norm "{norm}".', next=nearest(norm, NORMS))
-    modes = [(part, part.training) for part in module.modules()]
-    weights = [(name, p, p.requires_grad, p.grad, _version(p)) for name, p in module.named_parameters()]
-    buffers = [(part, dict(part._buffers)) for part, _ in modes if part._buffers]
-    values = [(b, b.detach().clone()) for b in module.buffers()]
+    parts = list(module.named_modules())
+    modes = [(part, part.training) for _, part in parts]
+    weights = [_Weight(part, path, n, p) for path, part in parts for n, p in part._parameters.items() if p is not None]
+    held = [(weight, weight.tensor.requires_grad, weight.tensor.grad, _version(weight.tensor)) for weight in weights]
+    inside = [(part, tuple(part._modules.values())) for _, part in parts]
+    buffers = [(part, dict(part._buffers)) for _, part in parts if part._buffers]
+    values = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
     try:
-        for part, _ in modes:
-            part.training = norm == "batch" and isinstance(part, _BatchNorm)
-        for _, p, *_ in weights:
-            p.requires_grad_(False)
+        for part, training in modes:
+            _train(part, training, norm == "batch" and isinstance(part, _BatchNorm))
+        for weight in weights:
+            if weight.tensor.requires_grad:
+                weight.tensor.requires_grad_(False)
         with true_float32() if norm == "eval" else contextlib.nullcontext():
             yield module
-        _unmoved(module, weights)
+        moved = [weight for weight, *_, version in held if weight.moved or _version(weight.tensor) != version]
+        if moved or any(tuple(part._modules.values()) != known for part, known in inside):
+            _refuse(module, weights, moved)
     finally:
         for part, training in modes:
-            part.training = training
-        for _, p, wanted, grad, _ in weights:
-            p.requires_grad_(wanted)
-            p.grad = grad
-        for part, held in buffers:
+            _train(part, part.training, training)
+        _give_back(held)
+        for part, named in buffers:
             part._buffers.clear()
-            part._buffers.update(held)
+            part._buffers.update(named)
         with torch.no_grad():
             for b, value in values:
                 if not torch.equal(b, value):  # untouched ones keep their version: a graph may still need them
                     b.copy_(value)
 
 
-def _unmoved(module: nn.Module, weights: list[tuple[str, nn.Parameter, bool, Tensor | None, int]]) -> None:
-    now = dict(module.named_parameters())
-    moved = [name for name, p, *_, version in weights if now.get(name) is not p or _version(p) != version]
+def _train(part: nn.Module, now: bool, wanted: bool) -> None:
+    """Set a flag that differs: setting is slow, and there is one per submodule and pass."""
+    if now != wanted:
+        part.training = wanted
+
+
+def _give_back(held: list[tuple[_Weight, bool, Tensor | None, int]]) -> None:
+    """Every parameter's `requires_grad` and `.grad` object, where they differ."""
+    for weight, wanted, grad, _ in held:
+        if weight.tensor.requires_grad != wanted:
+            weight.tensor.requires_grad_(wanted)
+        if weight.tensor.grad is not grad:
+            weight.tensor.grad = grad
+
+
+class _Weight(NamedTuple):
+    """A parameter where it was found."""
+
+    part: nn.Module
+    path: str
+    name: str
+    tensor: nn.Parameter
+
+    @property
+    def moved(self) -> bool:
+        """Whether its module holds another one now."""
+        return self.part._parameters.get(self.name) is not self.tensor
+
+
+def _refuse(module: nn.Module, weights: list[_Weight], moved: list[_Weight]) -> None:
+    """Name what changed; where a module was exchanged for another, the weights that are no longer to be found."""
+    now = {id(p) for p in module.parameters()}
+    moved = moved or [weight for weight in weights if id(weight.tensor) not in now]
     if moved:
+        first = ".".join(filter(None, (moved[0].path, moved[0].name)))
         raise TrustError(
-            f"{len(moved)} of {len(weights)} weights of a frozen module changed (first: {moved[0]}).",
+            f"{len(moved)} of {len(weights)} weights of a frozen module changed (first: {first}).",
             next="Nothing measured with it can be believed; look for what writes into it.",
         )
 
