@@ -121,11 +121,15 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
         todo = [job for job in todo if not all(store.has(cell) for cell in job.cells)]
         done = len(cells) - sum(len(job.cells) for job in todo)
     seconds = estimate(todo, bench, stock.fits(todo), chunk=config.chunk)
+    attacked = {cell.attack.through for job in todo for cell in job.cells if cell.attack is not None}
+    bound = (
+        "at most" if "classification" in attacked else "about"
+    )  # lost images leave an attack, and nobody knows yet how many
     lines = [
         f"encoders  {', '.join(subject.model.name for subject in stock.subjects)}",
         f"images    {max(images.values())} ({min(images.values())} of them attacked, {len(attacks)} attacks)",
         f"cells     {len(cells)}" + (f", {done} done already" if done else ""),
-        f"time      about {spoken(seconds)} on {stock.device} with {torch.get_num_threads()} threads",
+        f"time      {bound} {spoken(seconds)} on {stock.device} with {torch.get_num_threads()} threads",
     ]
     if stock.device.type == "cpu" and seconds > 3600 and config.suite != "quick":
         lines.append("shorter   --suite quick")

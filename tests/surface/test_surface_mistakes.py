@@ -69,6 +69,13 @@ def test_bfloat16_without_instructions_is_said_beforehand(
     assert "bf16" not in heard.out + heard.err
 
 
+def test_what_lost_images_will_save_is_not_foreseen(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tasks, said in (("classification", "at most"), ("embedding", "about")):
+        assert cli.main(["bench", str(weights), *BENCH, "--tasks", tasks, "--dry-run"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
+        assert line.split(" on ")[0].removeprefix("time").strip().startswith(said), line
+
+
 def test_an_out_that_is_a_file(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     assert cli.main(["bench", str(weights), *BENCH, "--out", str(tmp_path / "file")]) == 2
