@@ -122,9 +122,8 @@ def foresee(config: BenchConfig, say: Say) -> list[str]:
         done = len(cells) - sum(len(job.cells) for job in todo)
     seconds = estimate(todo, bench, stock.fits(todo), chunk=config.chunk)
     attacked = {cell.attack.through for job in todo for cell in job.cells if cell.attack is not None}
-    bound = (
-        "at most" if "classification" in attacked else "about"
-    )  # lost images leave an attack, and nobody knows yet how many
+    # Lost images leave an attack, and nobody knows yet how many.
+    bound = "at most" if "classification" in attacked else "about"
     lines = [
         f"encoders  {', '.join(subject.model.name for subject in stock.subjects)}",
         f"images    {max(images.values())} ({min(images.values())} of them attacked, {len(attacks)} attacks)",

@@ -306,8 +306,7 @@ def frozen(module: nn.Module, norm: Literal["eval", "batch"] = "eval") -> Iterat
             _train(part, part.training, training)
         _give_back(held)
         for part, named in buffers:
-            part._buffers.clear()
-            part._buffers.update(named)
+            _put_back(part, named)
         with torch.no_grad():
             for b, value in values:
                 if not torch.equal(b, value):  # untouched ones keep their version: a graph may still need them
@@ -318,6 +317,14 @@ def _train(part: nn.Module, now: bool, wanted: bool) -> None:
     """Set a flag that differs: setting is slow, and there is one per submodule and pass."""
     if now != wanted:
         part.training = wanted
+
+
+def _put_back(part: nn.Module, named: dict[str, Tensor | None]) -> None:
+    """The buffers of a module, where it holds others; TorchScript's cannot be exchanged."""
+    now = dict(part._buffers.items())
+    if now.keys() != named.keys() or any(now[name] is not b for name, b in named.items()):
+        part._buffers.clear()
+        part._buffers.update(named)
 
 
 def _give_back(held: list[tuple[_Weight, bool, Tensor | None, int]]) -> None:
@@ -340,7 +347,7 @@ class _Weight(NamedTuple):
     @property
     def moved(self) -> bool:
         """Whether its module holds another one now."""
-        return self.part._parameters.get(self.name) is not self.tensor
+        return dict(self.part._parameters.items()).get(self.name) is not self.tensor  # TorchScript's has no `get`
 
 
 def _refuse(module: nn.Module, weights: list[_Weight], moved: list[_Weight]) -> None:

@@ -153,7 +153,7 @@ def box(crop: Crop, h: int, w: int) -> tuple[slice, slice]:
 
 
 def foreign_frame(crop: Crop, h: int, w: int) -> str:
-    """What to say of a crop of images that have another shape than those it was made for; empty where it fits."""
+    """What to say of a crop of images of h x w pixels, another shape than it was made for; empty where it fits."""
     made_for, narrow, wide = _FRAMES.get(crop, ("", 0.0, math.inf))
     if narrow <= w / h <= wide:
         return ""

@@ -64,7 +64,7 @@ class Bank:
 
     @functools.cached_property
     def unit(self) -> Tensor:
-        """Its vectors at length 1."""
+        """Its vectors at length 1, float32 [n, d]."""
         return unit(self.vectors)
 
     def near(self, z: Tensor, keys: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import CheckpointError, ConfigError
+from holdfast.errors import CheckpointError, ConfigError, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder, frozen
 
@@ -221,3 +221,18 @@ def test_float32_is_float32_while_a_frozen_module_is_looked_at_and_as_it_was_set
         [sys.executable, "-c", ASKED.format(set=SET[name])], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript_is_frozen_and_given_back(how: str) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    module = torch.jit.script(plain) if how == "script" else torch.jit.trace(plain, torch.rand(1, 3, 8, 8))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with frozen(module):
+        assert not any(p.requires_grad for p in module.parameters())
+        module(torch.rand(2, 3, 8, 8))
+    assert all(p.requires_grad for p in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    with pytest.raises(TrustError, match="weights of a frozen module changed"), frozen(module), torch.no_grad():
+        next(module.parameters()).add_(1)

@@ -128,6 +128,17 @@ def test_breakaway_equals_a_plain_count():
     assert 0 < sum(expected) < 12
 
 
+def test_who_is_as_far_as_the_own_embedding_is_not_nearer():
+    """Other images with the very same embedding, whatever its length: ties, and one that is nearer by a hundredth."""
+    clean = 1e3 * _features(6)
+    changed = clean + 0.1 * _features(6, seed=1)
+    nearer = clean + 1e-2 * (changed - clean)
+    bank, nobody = torch.cat([clean, nearer]), torch.zeros(6, 12, dtype=torch.bool)
+    assert breakaway(changed, clean, clean, exclude=nobody[:, :6]).tolist() == [0.0] * 6
+    assert breakaway(clean, clean, bank, exclude=nobody).tolist() == [0.0] * 6
+    assert torch.allclose(breakaway(changed, clean, bank, exclude=nobody), torch.full((6,), 1 / 12))
+
+
 def test_kept_neighbours_are_counted_in_any_order():
     after = torch.tensor([[1, 2, 3], [3, 2, 1], [7, 8, 9]])
     before = torch.tensor([[1, 2, 3], [1, 2, 5], [1, 2, 3]])
