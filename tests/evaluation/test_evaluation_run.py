@@ -220,7 +220,7 @@ def test_a_folder_of_checkpoints_is_a_series_with_heads_of_their_own(tmp_path: P
 def test_dry_run_says_cells_images_and_time(weights: Path, tmp_path: Path) -> None:
     done = subprocess.run(command(weights, tmp_path / "run", "--dry-run"), check=True, capture_output=True, text=True)
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
-    assert " 14" in lines["cells"] and "40 (24 of them attacked" in lines["images"] and "about" in lines["time"]
+    assert " 14" in lines["cells"] and "40 (24 of them attacked" in lines["images"] and "at most" in lines["time"]
     assert not (tmp_path / "run" / "cells").exists()
 
 
