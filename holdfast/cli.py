@@ -23,6 +23,7 @@ import msgspec
 from holdfast import codec, configs, records
 from holdfast.codec import Record
 from holdfast.errors import ConfigError, HoldfastError, Interrupted, UserError, nearest
+from holdfast.train_config import TrainConfig
 
 
 class Verb(NamedTuple):
@@ -48,7 +49,7 @@ VERBS = {
         fixed=(("recipe", "demo"),),
     ),
     "run": Verb(configs.RunConfig, "play a recipe: a shipped one, or a YAML file", "recipe"),
-    "train": Verb(configs.TrainConfig, "pre-train an encoder on a folder of images", "method"),
+    "train": Verb(TrainConfig, "pre-train an encoder on a folder of images", "method"),
     "probe": Verb(configs.ProbeConfig, "fit a head on a frozen encoder", "encoder"),
     "attack": Verb(configs.AttackConfig, "look, do not measure: attack a few images, write a gallery", "encoder"),
     "bench": Verb(configs.BenchConfig, "measure encoders: clean, corrupted, attacked", "encoders"),

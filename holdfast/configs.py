@@ -54,58 +54,6 @@ class OnEncoders(OnImages, frozen=True, kw_only=True):
     std: tuple[float, float, float] | None = None
 
 
-class TrainConfig(OnImages, frozen=True, kw_only=True):
-    """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
-
-    Attributes:
-        method: simclr.
-        model: architecture: a timm name, or one of `holdfast ls models`; or a checkpoint to start from.
-        out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
-        epochs: passes over the images.
-        batch: images per step.
-        lr: peak learning rate, reached after `warmup` epochs, cosine to zero.
-        weight_decay: of weights with more than one dimension.
-        warmup: epochs.
-        temperature: of NT-Xent.
-        dim: of the projection.
-        crop: smallest share of the image's area in a view; None = the method's policy for images of this size.
-        colours: brightness, contrast and saturation of a view change by up to this; None as above.
-        hue: the hue turns by up to this, 1 being the full circle; None as above.
-        grey: probability of a grey view; None as above.
-        adversary: none, or pgd.
-        eps: radius of the adversary in pixel units.
-        alpha: its step; 0 = 2.5 * eps / steps.
-        steps: its gradient steps.
-        norm: of its ball.
-        knn_every: epochs between kNN checks on a held-out part; 0 = first and last alone.
-        save_every: steps between checkpoints; 0 = every epoch.
-        replace: start anew where `out` was made with another config.
-    """
-
-    method: str = "simclr"
-    model: str = "cifar_resnet18"
-    out: str = ""
-    epochs: int = 100
-    batch: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 1.0
-    temperature: float = 0.5
-    dim: int = 128
-    crop: float | None = None
-    colours: float | None = None
-    hue: float | None = None
-    grey: float | None = None
-    adversary: Literal["none", "pgd"] = "none"
-    eps: float = 8 / 255
-    alpha: float = 0.0
-    steps: int = 5
-    norm: Norm = "linf"
-    knn_every: int = 0
-    save_every: int = 0
-    replace: bool = False
-
-
 class ProbeConfig(OnEncoders, frozen=True, kw_only=True):
     """Fit a head on a frozen encoder: `holdfast probe runs/a --data imgs/ --out runs/a/probe`.
 

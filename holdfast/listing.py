@@ -88,9 +88,11 @@ def _tasks() -> list[str]:
 
 
 def _methods() -> list[str]:
-    from holdfast.training.build import METHODS
+    from holdfast.training.methods.table import METHODS, READS
 
-    return [f"{name}  (adversary: none, pgd)" for name in METHODS]
+    own = {name: ", ".join(f"--{field.replace('_', '-')}" for field in READS[name]) for name in METHODS}
+    table = _table({name: f"{METHODS[name].__doc__}  reads {flags}" for name, flags in own.items()})
+    return [*table, "adversaries: none, pgd, free (pgd_summed: as published code runs pgd)"]
 
 
 def _recipes() -> list[str]:

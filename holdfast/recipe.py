@@ -14,11 +14,12 @@ from holdfast.codec import Record, build
 from holdfast.configs import RunConfig
 from holdfast.errors import ConfigError, nearest
 from holdfast.progress import Say
+from holdfast.train_config import TrainConfig
 
 Play = Callable[[str, Record, Say], object]
 
 CONFIGS: dict[str, type[Record]] = {
-    "train": configs.TrainConfig,
+    "train": TrainConfig,
     "probe": configs.ProbeConfig,
     "bench": configs.BenchConfig,
     "corrupt": configs.CorruptConfig,

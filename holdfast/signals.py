@@ -32,16 +32,22 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def check(self, done: str) -> None:
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked
+
+    def check(self, done: str, *, asked: bool = False) -> None:
         """Stop here if a signal came.
 
         Args:
             done: what is on disk, for the message: "312 of 480 cells done".
+            asked: whether one came to another process of this run.
 
         Raises:
             Interrupted: a signal came since the context was entered.
         """
-        if self._asked:
+        if self._asked or asked:
             raise Interrupted(f"{done}.", next="Same command continues.")
 
     def _on(self, number: int, frame: FrameType | None) -> None:

@@ -18,12 +18,12 @@ from holdfast.configs import (
     ProbeConfig,
     ReportConfig,
     RunConfig,
-    TrainConfig,
     VerifyConfig,
 )
 from holdfast.errors import ConfigError
 from holdfast.progress import Say
 from holdfast.progress import say as to_stderr
+from holdfast.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +55,7 @@ def train(method: str = "simclr", **fields: Any) -> Path:
 
     Args:
         method: simclr.
-        **fields: of `configs.TrainConfig`: data, model, out, epochs, adversary, eps...
+        **fields: of `TrainConfig`: data, model, out, epochs, adversary, eps...
 
     Returns:
         The folder with `encoder.safetensors`, `metrics.jsonl` and the model card.

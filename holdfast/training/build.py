@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from timm.optim import Lars
 from torch import nn
 
 from holdfast import draws
 from holdfast.attacks.balls import ball
-from holdfast.configs import TrainConfig
-from holdfast.data.views import SIMCLR_CIFAR, SIMCLR_IMAGENET, Policy
 from holdfast.devices import device_of
 from holdfast.errors import ConfigError, nearest
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
-from holdfast.training.adversary import PGD, Adversary, NoAdversary
+from holdfast.train_config import TrainConfig
+from holdfast.training import batchnorm
+from holdfast.training.adversary import PGD, Adversary, Free, NoAdversary, SummedPGD
 from holdfast.training.methods.method import Method
-from holdfast.training.methods.simclr import SECOND, SimCLR
+from holdfast.training.methods.table import METHODS, READS
+from holdfast.training.ranks import world
+from holdfast.training.schedule import Pace
 
-SMALL = 96
-
-
-def _simclr(encoder: Encoder, config: TrainConfig, side: int) -> Method:
-    return SimCLR(
-        encoder,
-        dim=config.dim,
-        temperature=config.temperature,
-        policy=policy_for(side, config),
-        attacked=() if config.adversary == "none" else (SECOND,),
-    )
-
-
-METHODS: dict[str, Callable[[Encoder, TrainConfig, int], Method]] = {"simclr": _simclr}
+_FROM_ZERO = ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed")
+_OF_METHODS = (
+    "temperature", "dim", "hidden", "momentum", "prototypes", "queue", "crops", "small_crops", "small_size",
+)  # fmt: skip
+_ATTACK = {"none": (), "pgd": ("eps", "steps"), "pgd_summed": ("eps", "steps"), "free": ("eps", "replays")}
 
 
 def check(config: TrainConfig) -> None:
@@ -49,8 +44,8 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(f'no method is called "{config.method}".', next=nearest(config.method, METHODS))
     if not config.out:
         raise ConfigError("there is no folder for the run.", next="Add --out runs/a.")
-    positive = {name: getattr(config, name) for name in ("epochs", "lr", "temperature", "dim")}
-    attacked = {name: getattr(config, name) for name in ("eps", "steps")} if config.adversary != "none" else {}
+    positive = {name: getattr(config, name) for name in ("epochs", "lr")}
+    attacked = {name: getattr(config, name) for name in _ATTACK[config.adversary]}
     for name, value in {**positive, **attacked}.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}.", next=f"--{name} must be positive.")
@@ -60,11 +55,31 @@ def check(config: TrainConfig) -> None:
             asked=f"An adversary within {config.eps:g} of every pixel (Linf) was asked for.",
             next=f"Did you mean {config.eps:g}/255?",
         )
-    for name in ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed"):
-        if getattr(config, name) < 0:
+    for name in (*_FROM_ZERO, *_OF_METHODS):
+        if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}.", next=f"--{name.replace('_', '-')} starts at 0.")
     if config.batch < 2:
         raise ConfigError(f"batch is {config.batch}.", next="Contrast needs a --batch of 2 or more.")
+    if config.crops == 1:
+        raise ConfigError("one crop has none to be compared with.", next="Give --crops 2 or more.")
+    _check_reads(config)
+
+
+def _check_reads(config: TrainConfig) -> None:
+    """Refuse a field that the method would pass over."""
+    plain = TrainConfig()
+    for name in _OF_METHODS:
+        if getattr(config, name) != getattr(plain, name) and name not in READS[config.method]:
+            readers = ", ".join(method for method in METHODS if name in READS[method])
+            raise ConfigError(
+                f"{config.method} has no {name.replace('_', ' ')}.",
+                asked=f"--{name.replace('_', '-')} {getattr(config, name)} was asked for.",
+                next=f"Leave it out, or train {readers}.",
+            )
+    if config.batchnorm == "dual" and config.adversary == "none":
+        raise ConfigError(
+            "a second set of BatchNorm is for perturbed views.", next="Add --adversary pgd, or leave --batchnorm out."
+        )
 
 
 def encoder_for(config: TrainConfig) -> Encoder:
@@ -86,38 +101,61 @@ def encoder_for(config: TrainConfig) -> Encoder:
     return encoder
 
 
-def policy_for(side: int, config: TrainConfig) -> Policy:
-    """The views of SimCLR: its policy for CIFAR below 96 pixels, else for ImageNet; with what the config changes.
+def method_for(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """The method with its heads, drawn from torch's global generator; channels last, BatchNorm as the config says.
+
+    Args:
+        encoder: is trained.
+        config: which method, and how.
+        side: of the images, in pixels.
 
     Raises:
-        ConfigError: a change that is no distribution.
+        ConfigError: as `methods.table`, or a BatchNorm that cannot be shared by several processes.
     """
-    policy = SIMCLR_CIFAR if side < SMALL else replace(SIMCLR_IMAGENET, size=side)
-    if config.colours is not None:
-        policy = replace(policy, brightness=config.colours, contrast=config.colours, saturation=config.colours)
-    return replace(
-        policy,
-        scale=policy.scale if config.crop is None else (config.crop, policy.scale[1]),
-        hue=policy.hue if config.hue is None else config.hue,
-        grey=policy.grey if config.grey is None else config.grey,
-    )
+    method = METHODS[config.method](encoder, config, side)
+    method.precision = config.precision
+    if world() > 1:
+        batchnorm.synced(method)
+    if config.batchnorm == "dual":
+        batchnorm.dual(method)
+        method.dual = True
+    return method.to(memory_format=torch.channels_last)
 
 
 def adversary_for(config: TrainConfig) -> Adversary:
     """The adversary that the config asks for."""
     if config.adversary == "none":
         return NoAdversary()
+    norm: Literal["eval", "batch"] = "eval" if config.batchnorm == "frozen" else "batch"
+    if config.adversary == "free":
+        return Free(ball(config.norm), config.eps, config.alpha or config.eps, config.replays, norm)
     alpha = config.alpha or 2.5 * config.eps / config.steps
-    return PGD(ball(config.norm), config.eps, alpha, config.steps)
+    kind = PGD if config.adversary == "pgd" else SummedPGD
+    return kind(ball(config.norm), config.eps, alpha, config.steps, norm, config.start)
+
+
+def pace_for(config: TrainConfig, adversary: Adversary, per_epoch: int) -> Pace:
+    """The learning rate over all optimizer steps, replays counted."""
+    batches = per_epoch * config.epochs
+    warmup = round(config.warmup * per_epoch * adversary.replays)
+    return Pace(batches * adversary.replays, warmup, config.lr, batches if config.schedule == "rewarmed" else 0)
 
 
 def fabric_on(device: str) -> Fabric:
-    """Fabric on one device, always at full precision: an encoder's autocast is its own.
+    """Fabric on one device, or on one per process under `torchrun`; always float32: autocast is the encoder's.
 
     Raises:
         ConfigError: the device is unknown, or absent here.
     """
     found = device_of(device)
+    together = int(os.environ.get("WORLD_SIZE", "1"))
+    if together > 1:
+        nodes = together // int(os.environ.get("LOCAL_WORLD_SIZE", together))
+        fabric = Fabric(
+            accelerator=found.type, devices=together // nodes, num_nodes=nodes, strategy="ddp", precision="32-true"
+        )
+        fabric.launch()
+        return fabric
     devices: int | list[int] = [found.index or 0] if found.type == "cuda" else 1
     return Fabric(accelerator=found.type, devices=devices, precision="32-true")
 
@@ -135,10 +173,21 @@ def seeded(device: torch.device, *parts: str | int) -> Iterator[None]:
 
 
 def optimizer_for(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, ICLR 2019); biases and gains of normalisation do not decay."""
+    """The optimizer that the config asks for; biases and gains of normalisation neither decay nor are scaled.
+
+    AdamW (Loshchilov and Hutter, ICLR 2019); SGD with Nesterov momentum 0.9; or the same with every layer's step scaled
+    by 0.005 times the ratio of its norms, at most 1 (You et al., Large Batch Training of Convolutional Networks, 2017).
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    optimizer: torch.optim.Optimizer = Lars(
+        groups, lr=config.lr, momentum=0.9, nesterov=True, trust_coeff=0.005, trust_clip=True
+    )
+    return optimizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from holdfast.configs import TrainConfig
 from holdfast.records import Data
+from holdfast.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,18 +12,21 @@ import torch
 from torch import Tensor
 
 from holdfast import disk, draws
-from holdfast.configs import TrainConfig
 from holdfast.data.sources import images_for, open_source
-from holdfast.errors import DataError, Interrupted, TrustError
+from holdfast.errors import ConfigError, DataError, Interrupted, TrustError
 from holdfast.models.checkpoint import save
 from holdfast.models.encoder import Encoder, frozen
 from holdfast.progress import Bar, Say, say
 from holdfast.signals import Stopping
 from holdfast.tasks.neighbours import knn_accuracy
+from holdfast.tasks.spectrum import effective_rank
+from holdfast.train_config import TrainConfig
 from holdfast.training import build, resume
+from holdfast.training.batchnorm import routed, single
 from holdfast.training.card import Facts, model_card
+from holdfast.training.feed import Chosen, feed
 from holdfast.training.pool import Pool
-from holdfast.training.schedule import learning_rate
+from holdfast.training.ranks import anyone, gathered, rank, wait, world
 from holdfast.training.step import Trainee, train_step
 
 ENCODER, CARD = "encoder.safetensors", "README.md"
@@ -90,6 +94,7 @@ def train(config: TrainConfig, *, say: Say = say) -> Path:
     build.check(config)
     resume.refuse_other(Path(config.out), config, replace=config.replace)
     run = _prepared(config)
+    say = _silent if rank() else say
     if run.step:
         say(f"continuing {run.out} at step {run.step:,} of {run.total:,}")
     else:
@@ -100,8 +105,9 @@ def train(config: TrainConfig, *, say: Say = say) -> Path:
         for loss in _steps(run, bar.say):
             bar.advance(note=f"epoch {-(-run.step // run.per_epoch)}/{config.epochs} {loss}")
             _stop_if_asked(run, stopping)
-    if not (run.out / ENCODER).exists():
+    if not (rank() or (run.out / ENCODER).exists()):
         _export(run)
+    wait()
     say(f"done: {run.out / ENCODER}")
     return run.out
 
@@ -115,43 +121,74 @@ def _prepared(config: TrainConfig) -> Run:
     per_epoch = len(pool.train) // config.batch
     if not per_epoch:
         raise DataError(f"{len(pool.train)} images do not fill a batch of {config.batch}.", next="Lower --batch.")
+    _check_batch(config, pool)
     with build.seeded(torch.device("cpu"), config.seed, "method"):
-        method = build.METHODS[config.method](encoder, config, max(pool.size))
-    method = method.to(memory_format=torch.channels_last)
+        method = build.method_for(encoder, config, max(pool.size))
     wrapped, optimizer = fabric.setup(method, build.optimizer_for(method, config))
-    trainee = Trainee(method, wrapped, optimizer, build.adversary_for(config), fabric.backward)
+    adversary = build.adversary_for(config)
+    pace = build.pace_for(config, adversary, per_epoch)
+    trainee = Trainee(method, wrapped, optimizer, adversary, fabric.backward, pace)
     out = Path(config.out)
-    resume.claim(out, config, PRODUCTS)
+    if not rank():
+        resume.claim(out, config, PRODUCTS)
+    wait()
     state = resume.load_state(out, pool.source.data.digest_of_images)
     step = int(state["step"]) if state else 0
     if state:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         trainee.adversary.load_state_dict(state["adversary"])
-    return Run(config, pool, trainee, out, per_epoch, step, resume.Metrics(out, step if state else -1))
+    metrics = resume.Metrics(out, step if state else -1, writes=not rank())
+    return Run(config, pool, trainee, out, per_epoch, step, metrics)
+
+
+def _check_batch(config: TrainConfig, pool: Pool) -> None:
+    """Refuse a batch that cannot be divided, or images without what the method reads.
+
+    Raises:
+        ConfigError, DataError: what is missing.
+    """
+    if config.batch % world():
+        raise ConfigError(
+            f"a batch of {config.batch} cannot be divided among {world()} processes.",
+            next=f"Give --batch {config.batch // world() * world() or world()}.",
+        )
+    if config.method == "supcon" and pool.labels is None:
+        raise DataError(
+            f"{pool.source.data.root or pool.source.data.source} has no labels.",
+            asked="supcon takes images of one class as partners.",
+            next="holdfast train simclr needs none.",
+        )
 
 
 def _steps(run: Run, say: Say) -> Iterator[str]:
     """Take the steps that are left; after each, and after what was due with it, yields the last known loss in words."""
     config = run.config
     run.trainee.method.train()
-    warmup = round(config.warmup * run.per_epoch)
-    order, shown = torch.empty(0, dtype=torch.int64), ""
-    ordered = -1
-    while run.step < run.total:
-        epoch, place = divmod(run.step, run.per_epoch)
-        if ordered != epoch:
-            order, ordered = _order(run, epoch), epoch
-        numbers = order[place * config.batch : (place + 1) * config.batch]
-        rate = learning_rate(run.step, total=run.total, warmup=warmup, peak=config.lr)
-        for group in run.trainee.optimizer.param_groups:
-            group["lr"] = rate
-        with build.seeded(run.pool.device, config.seed, "step", run.step):
-            loss = train_step(run.trainee, run.pool.pixels(numbers), {"key": _keys(run, numbers, epoch)})
-        run.step += 1
-        run.unread.append((run.step, rate, loss))
-        shown = _after(run, say) or shown
-        yield shown
+    orders: dict[int, Tensor] = {}
+
+    def chosen(step: int) -> Chosen:
+        epoch, place = divmod(step, run.per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = _order(run, epoch)
+        whole = orders[epoch][place * config.batch : (place + 1) * config.batch]
+        numbers = whole.chunk(world())[rank()]
+        rows = {"key": _keys(run, numbers, epoch)}
+        if run.pool.labels is not None:
+            rows["label"] = run.pool.labels[numbers].to(run.pool.device)
+        return Chosen(numbers, rows)
+
+    shown = ""
+    fed = feed(run.pool, run.trainee.method, run.total, chosen, first=run.step)
+    with contextlib.closing(fed):
+        for views, rows in fed:
+            with build.seeded(run.pool.device, config.seed, "step", run.step):
+                loss = train_step(run.trainee, views, rows, run.step)
+            run.unread.append((run.step + 1, run.trainee.optimizer.param_groups[0]["lr"], loss))
+            run.step += 1
+            shown = _after(run, say) or shown
+            yield shown
 
 
 def _after(run: Run, say: Say) -> str:
@@ -177,7 +214,7 @@ def _read_losses(run: Run) -> str:
         TrustError: one is not finite.
     """
     waiting, run.unread = run.unread, []
-    losses = torch.stack([loss for *_, loss in waiting]).tolist() if waiting else []
+    losses = gathered(torch.stack([loss for *_, loss in waiting])[None]).mean(0).tolist() if waiting else []
     for (step, _, _), loss in zip(waiting, losses):
         if not math.isfinite(loss):
             raise TrustError(
@@ -201,6 +238,9 @@ def _save(run: Run) -> None:
                 f"{name} is not finite after step {run.step}.",
                 next=f"Lower --lr (now {run.config.lr:g}) or lengthen --warmup, and give --replace.",
             )
+    adversary = run.trainee.adversary.state_dict()
+    if rank():
+        return
     resume.save_state(
         run.out,
         {
@@ -208,14 +248,18 @@ def _save(run: Run) -> None:
             "images": run.pool.source.data.digest_of_images,
             "method": run.trainee.method.state_dict(),
             "optimizer": run.trainee.optimizer.state_dict(),
-            "adversary": run.trainee.adversary.state_dict(),
+            "adversary": adversary,
         },
     )
 
 
+def _silent(line: str) -> None:
+    """What every rank but the first says."""
+
+
 def _stop_if_asked(run: Run, stopping: Stopping) -> None:
     try:
-        stopping.check(f"step {run.step:,} of {run.total:,} done")
+        stopping.check(f"step {run.step:,} of {run.total:,} done", asked=anyone(stopping.asked))
     except Interrupted:
         _read_losses(run)
         _save(run)
@@ -224,19 +268,24 @@ def _stop_if_asked(run: Run, stopping: Stopping) -> None:
 
 def _check_neighbours(run: Run, say: Say) -> None:
     """kNN accuracy of the held-out images, where there are any, with the encoder as it is."""
-    if not len(run.pool.held) or run.pool.labels is None:
+    if not len(run.pool.held) or run.pool.labels is None or rank():
         return
     chosen = draws.subset(len(run.pool.train), _BANK, run.config.seed, "neighbours")
     bank = run.pool.train[torch.tensor(chosen)]
     vectors, queries = _embedded(run, bank), _embedded(run, run.pool.held)
     labels = run.pool.labels
     accuracy = knn_accuracy(queries, labels[run.pool.held], vectors, labels[bank])
-    run.metrics.append({"step": run.step, "knn_accuracy": accuracy})
-    say(f"step {run.step:,}: kNN accuracy {accuracy:.1%} of {len(queries):,} held-out images")
+    spread = effective_rank(queries)
+    run.metrics.append({"step": run.step, "knn_accuracy": accuracy, "effective_rank": spread})
+    say(
+        f"step {run.step:,}: kNN accuracy {accuracy:.1%} of {len(queries):,} held-out images, effective rank "
+        f"{spread:.1f} of {queries.shape[1]}"
+    )
 
 
 def _embedded(run: Run, numbers: Tensor) -> Tensor:
-    with frozen(run.encoder), torch.no_grad():
+    moved = run.trainee.method.dual
+    with frozen(run.encoder), torch.no_grad(), routed(run.encoder, perturbed=moved):
         return torch.cat([run.encoder(run.pool.pixels(part)).pooled for part in torch.split(numbers, _CHUNK)])
 
 
@@ -253,7 +302,7 @@ def _export(run: Run) -> None:
         knn=(first, last),
     )
     disk.write(run.out / CARD, model_card(run.config, facts))
-    save(run.encoder, run.out / ENCODER)
+    save(single(run.encoder, perturbed=True) if run.trainee.method.dual else run.encoder, run.out / ENCODER)
 
 
 def _order(run: Run, epoch: int) -> Tensor:

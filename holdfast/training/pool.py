@@ -14,6 +14,8 @@ from holdfast.errors import DataError
 HELD = 1000
 _NEIGHBOURS = 40
 _READERS = 8
+_TINY = 96 * 96
+"""Images of fewer pixels are decoded faster by one thread than by many: little of it happens outside Python's lock."""
 
 
 class Pool:
@@ -43,10 +45,16 @@ class Pool:
         outside = torch.ones(n, dtype=torch.bool)
         outside[self.held] = False
         self.train = outside.nonzero().flatten()
+        self._readers = 0
         self._stored = self._load()
         self.kept = "files" if self._stored is None else "memory"
         if self._stored is not None and self._stored.device.type != "cpu":
             self.kept = f"memory of {self._stored.device}"
+
+    @property
+    def in_files(self) -> bool:
+        """Whether images are read again each time."""
+        return self._stored is None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -61,7 +69,7 @@ class Pool:
             DataError: images of different sizes, or one that cannot be decoded.
         """
         if self._stored is None:
-            found = read_all(self.source, numbers.tolist(), workers=_READERS)[0]
+            found = read_all(self.source, numbers.tolist(), workers=self._readers)[0]
         else:
             found = self._stored[numbers.to(self._stored.device)]
         return to_pixels(found.to(self.device))
@@ -71,10 +79,11 @@ class Pool:
         if not len(self.source):
             raise DataError(f"{self.source.data.root or self.source.data.source} holds no image.")
         high, wide = self.source.read(0).pixels.shape[:2]
+        self._readers = 0 if high * wide < _TINY else _READERS
         need = len(self.source) * 3 * high * wide
         if need > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
             return None
-        stored = read_all(self.source, workers=_READERS)[0]
+        stored = read_all(self.source, workers=self._readers)[0]
         if self.device.type == "cuda" and need < torch.cuda.mem_get_info(self.device)[0] // 4:
             return stored.to(self.device)
         return stored

@@ -105,16 +105,19 @@ class Metrics:
     Args:
         out: the run's folder.
         step: steps that the state holds; later lines, and one that a killed process left unfinished, are dropped.
+        writes: whether this process does; of several that train together one does.
     """
 
-    def __init__(self, out: Path, step: int) -> None:
-        self.path = out / METRICS
-        if self.path.exists():
+    def __init__(self, out: Path, step: int, *, writes: bool = True) -> None:
+        self.path, self.writes = out / METRICS, writes
+        if writes and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             disk.write(self.path, "".join(line + "\n" for line in kept))
 
     def append(self, *lines: Mapping[str, float | int]) -> None:
         """Add lines; each has a `step`. They are with the operating system when this returns."""
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 

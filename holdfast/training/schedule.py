@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
@@ -21,3 +22,29 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
         return peak * ((step + 1) / warmup)
     done = (step - warmup) / max(total - warmup, 1)
     return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The rate of every optimizer step of a run, replays counted.
+
+    Attributes:
+        total: optimizer steps of the run.
+        warmup: optimizer steps until the peak.
+        peak: the largest rate.
+        half: optimizer steps after which the cosine has come to zero; 0 = at the end. A smaller number lets the rate
+            rise and fall again, as in published code whose schedule counts batches and is moved on by every replay.
+    """
+
+    total: int
+    warmup: int
+    peak: float
+    half: int = 0
+
+    def rate(self, step: int) -> float:
+        """Of one optimizer step, 0 for the first."""
+        return learning_rate(step, total=self.half or self.total, warmup=self.warmup, peak=self.peak)
+
+    def done(self, step: int) -> float:
+        """Share of the run that lies behind before a step, in [0, 1)."""
+        return step / self.total

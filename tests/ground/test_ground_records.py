@@ -11,6 +11,7 @@ from holdfast import codec, configs
 from holdfast.codec import build, canonical, number, read_json
 from holdfast.errors import ConfigError
 from holdfast.records import Attack, Cell, Corruption, Data, Judge, Metric, Model
+from holdfast.train_config import TrainConfig
 
 
 def cell(**fields: object) -> Cell:
@@ -45,7 +46,7 @@ def test_equal_records_have_equal_hashes_and_others_have_not() -> None:
 )
 def test_numbers_as_a_person_types_them(text: str, value: float) -> None:
     assert number(text) == value
-    assert build(configs.TrainConfig, {"eps": text}).eps == value
+    assert build(TrainConfig, {"eps": text}).eps == value
 
 
 @pytest.mark.parametrize("text", ["eight", "8/0", "8/", "/255", "", "nan", "inf"])
@@ -70,9 +71,9 @@ def test_fractions_are_read_where_a_number_belongs_and_nowhere_else() -> None:
     [
         (configs.BenchConfig, {"encoder": []}, r'unknown field "encoder".*Perhaps you meant "encoders"'),
         (configs.BenchConfig, {"attacks": [{"stps": 1}]}, r'"stps" at \$.attacks\[0\].*Perhaps you meant "steps"'),
-        (configs.TrainConfig, {"epochs": "many"}, r"Expected `int`.*\$.epochs"),
-        (configs.TrainConfig, {"eps": "big"}, r"Expected `float`.*\$.eps"),
-        (configs.TrainConfig, {"norm": "l3"}, r"Invalid enum value 'l3'"),
+        (TrainConfig, {"epochs": "many"}, r"Expected `int`.*\$.epochs"),
+        (TrainConfig, {"eps": "big"}, r"Expected `float`.*\$.eps"),
+        (TrainConfig, {"norm": "l3"}, r"Invalid enum value 'l3'"),
     ],
 )
 def test_what_does_not_fit_is_named(kind: type[codec.Record], fields: dict[str, object], message: str) -> None:
@@ -94,7 +95,7 @@ def test_nan_and_silence_are_refused() -> None:
 
 
 def test_every_field_of_every_config_is_explained() -> None:
-    kinds = (configs.TrainConfig, configs.ProbeConfig, configs.AttackConfig, configs.BenchConfig, configs.RunConfig)
+    kinds = (TrainConfig, configs.ProbeConfig, configs.AttackConfig, configs.BenchConfig, configs.RunConfig)
     for kind in kinds:
         told = "\n".join(owner.__doc__ or "" for owner in kind.__mro__)
         for field in kind.__struct_fields__:

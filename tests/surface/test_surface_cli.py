@@ -15,6 +15,7 @@ import pytest
 from holdfast import cli, codec, configs, errors, verbs
 from holdfast.codec import Record
 from holdfast.records import Attack
+from holdfast.train_config import TrainConfig
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def _plays(monkeypatch: pytest.MonkeyPatch, raises: BaseException | type[BaseExc
 # -- parsing -----------------------------------------------------------------------------------------------------------
 
 LEADING = [
-    ("train simclr", configs.TrainConfig(method="simclr")),
+    ("train simclr", TrainConfig(method="simclr")),
     ("probe runs/a", configs.ProbeConfig(encoder="runs/a")),
     ("attack runs/a --images a.png b.png", configs.AttackConfig(encoder="runs/a", images=("a.png", "b.png"))),
     ("bench a b --data imgs", configs.BenchConfig(encoders=("a", "b"), data="imgs")),

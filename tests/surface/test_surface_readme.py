@@ -22,6 +22,7 @@ from PIL import Image
 from holdfast import cli, configs, records, verbs
 from holdfast.codec import Record
 from holdfast.evaluation.store import read
+from holdfast.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,7 @@ def _blocks(name: str) -> list[Block]:
 def _small(config: Record) -> Record:
     """The same command on few small images, with few steps."""
     images: dict[str, Any] = {"size": 32, "limit": 16}
-    if isinstance(config, configs.TrainConfig):
+    if isinstance(config, TrainConfig):
         return msgspec.structs.replace(config, **images, epochs=1, batch=8, steps=1)
     if isinstance(config, configs.ProbeConfig):
         return msgspec.structs.replace(config, **images, epochs=2)

@@ -25,6 +25,7 @@ class Linear(Method):
 
     def __init__(self, weight):
         super().__init__()
+        self.policies = {}
         self.weight = nn.Parameter(weight)
         self.seen = []
 
@@ -141,7 +142,7 @@ def test_the_weights_move_by_the_gradient_of_the_loss_alone(adversary):
     sgd = torch.optim.SGD(method.parameters(), lr=0.1)
     for p in method.parameters():
         p.grad = torch.full_like(p, 1e3)  # what an earlier step left behind must not count
-    loss = train_step(Trainee(method, method, sgd, adversary, torch.autograd.backward), x, rows)
+    loss = train_step(Trainee(method, method, sgd, adversary, torch.autograd.backward), method.views(x, rows), rows)
 
     views, truth, adversarial = _proposed(twin, adversary, x, rows)
     expected = twin(views, adversarial, truth)

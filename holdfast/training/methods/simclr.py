@@ -1,4 +1,5 @@
-"""SimCLR: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
+"""SimCLR: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020; with labels
+SupCon: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020.
 
 Two views of an image attract each other, all other views of the batch repel (NT-Xent). Adversarial: the second view is
 moved within the ball so that it is taken for another image than its clean self, and then takes part in the loss, after
@@ -8,15 +9,14 @@ Kim et al., Adversarial Self-Supervised Contrastive Learning, NeurIPS 2020 (arXi
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR, Policy, view
+from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
-from holdfast.training.methods.method import Method, Views
-
-FIRST, SECOND = "first", "second"
+from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
+from holdfast.training.ranks import gathered
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -30,28 +30,48 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar in nats: the mean over all 2b views of -log softmax at the partner, over the 2b - 1 other views.
     """
-    z = normalize(torch.cat([first, second]).float(), dim=1)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
-    partner = torch.arange(len(z), device=z.device).roll(len(first))
+    logits = _cosines(first, second, temperature)
+    partner = torch.arange(len(logits), device=logits.device).roll(len(first))
     return cross_entropy(logits, partner)
 
 
-def projector(width: int, dim: int) -> nn.Sequential:
-    """The MLP behind the encoder: width -> width -> dim, with BatchNorm and ReLU between."""
-    return nn.Sequential(
-        nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, dim)
-    )
+def sup_con(first: Tensor, second: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The same with labels: every other view of the same class is a partner (equation 2, L_out, of SupCon), in float32.
+
+    Args:
+        first: [b, d], of any length; row i belongs with row i of `second`.
+        second: [b, d].
+        labels: int64 [b]; all different, they make it `nt_xent`.
+        temperature: of the softmax over cosines.
+
+    Returns:
+        A scalar in nats: the mean over all 2b views of the mean over their partners of -log softmax, over the 2b - 1
+        other views.
+    """
+    logits = _cosines(first, second, temperature)
+    both = torch.cat([labels, labels])
+    alike = (both.unsqueeze(0) == both.unsqueeze(1)).fill_diagonal_(False)
+    lost = -logits.log_softmax(1).masked_fill(~alike, 0.0)
+    return (lost.sum(1) / alike.sum(1)).mean()
+
+
+def _cosines(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Cosines of all views by temperature [2b, 2b], those with themselves at -inf."""
+    z = normalize(torch.cat([first, second]).float(), dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return (z @ z.T / temperature).masked_fill(itself, -torch.inf)
 
 
 class SimCLR(Method):
-    """NT-Xent between two views.
+    """NT-Xent between two views of all ranks' images.
 
     Args:
         encoder: its pooled features are projected.
         dim: of the projection.
-        temperature: of NT-Xent.
-        policy: of both views.
+        hidden: width of the projector's hidden layer; 0 = that of the features.
+        temperature: of the softmax.
+        labelled: SupCon: images of one class are partners too, and the row "label" is read.
+        policies: of the two views.
         attacked: `("second",)` for adversarial training, `()` without.
     """
 
@@ -60,51 +80,52 @@ class SimCLR(Method):
         encoder: Encoder,
         *,
         dim: int = 128,
+        hidden: int = 0,
         temperature: float = 0.5,
-        policy: Policy = SIMCLR_CIFAR,
+        labelled: bool = False,
+        policies: Policies | None = None,
         attacked: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = projector(encoder.dim, dim)
+        self.projector = mlp((encoder.dim, hidden or encoder.dim, dim))
         self.temperature = temperature
-        self.policy = policy
+        self.labelled = labelled
+        self.policies = policies or {FIRST: SIMCLR_CIFAR, SECOND: SIMCLR_CIFAR}
         self.attacked = attacked
 
     def project(self, x: Tensor) -> Tensor:
         """Projections [b, dim] of pixels [b, 3, h, w]."""
-        projected: Tensor = self.projector(self.encoder(x).pooled)
+        projected: Tensor = self.projector(self.pooled(x))
         return projected
 
     def objective(self) -> str:
         """NT-Xent, its temperature and its views."""
-        p = self.policy
-        attack = " The second view is perturbed so that NT-Xent with its clean self rises." if self.attacked else ""
+        attack = " The second view is perturbed so that the loss with its clean self rises." if self.attacked else ""
+        name = "SupCon: NT-Xent with the images of one class as partners" if self.labelled else "SimCLR: NT-Xent"
         return (
-            f"SimCLR: NT-Xent at temperature {self.temperature:g} between two views of each image, on a projection to "
-            f"{self.projector[-1].out_features} values.{attack} A view is a crop of {p.scale[0]:g} to {p.scale[1]:g} "
-            f"of the area, mirrored with probability {p.flip:g}, colours changed with {p.jitter:g} (brightness "
-            f"{p.brightness:g}, contrast {p.contrast:g}, saturation {p.saturation:g}, hue {p.hue:g}), grey with "
-            f"{p.grey:g}, blurred with {p.blur:g}."
+            f"{name} at temperature {self.temperature:g} between two views of each image, on a projection to "
+            f"{self.projector[-1].out_features} values.{attack} A view is {said(self.policies[FIRST])}."
         )
 
-    def views(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """Two independent draws of the policy."""
-        return {name: view(x, rows["key"], self.policy, name) for name in (FIRST, SECOND)}
-
+    @torch.no_grad()
     def truth(self, views: Views, rows: Rows) -> Rows:
         """Adds the projections of the clean views that are to be attacked, [b, dim], under their names."""
-        with torch.no_grad():
-            return {**rows, **{name: self.project(views[name]) for name in self.attacked}}
+        clean = {name: views[name] for name in self.attacked}
+        return {**rows, **self.each(self.project, clean)}
 
     def harm(self, adversarial: Views, truth: Rows, t: Tensor) -> Tensor:
-        """NT-Xent between each attacked view and its clean self: a scalar, since the batch is coupled."""
-        terms = [nt_xent(truth[name], self.project(x), self.temperature) for name, x in adversarial.items()]
-        return torch.stack(terms).sum()
+        """The loss between each attacked view and its clean self: a scalar, since the batch is coupled."""
+        seen = self.each(self.project, adversarial, self.attacked)
+        return torch.stack([self._loss(truth[name], z, truth) for name, z in seen.items()]).sum()
 
     def forward(self, views: Views, adversarial: Views, truth: Rows) -> Tensor:
-        """NT-Xent of the two views, perturbed ones in place of the clean; both pass the encoder as one batch."""
-        seen = {**views, **adversarial}
-        both = self.project(torch.cat([seen[FIRST], seen[SECOND]]))
-        first, second = both.chunk(2)
+        """The loss of the two views, perturbed ones in place of the clean."""
+        z = self.each(self.project, {**views, **adversarial}, adversarial)
+        return self._loss(z[FIRST], z[SECOND], truth)
+
+    def _loss(self, first: Tensor, second: Tensor, truth: Rows) -> Tensor:
+        first, second = gathered(first), gathered(second)
+        if self.labelled:
+            return sup_con(first, second, gathered(truth["label"]), self.temperature)
         return nt_xent(first, second, self.temperature)

@@ -1,0 +1,94 @@
+"""Config of `holdfast train`: what is trained, by which method, against which adversary. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from holdfast.configs import OnImages
+from holdfast.records import Norm
+
+
+class TrainConfig(OnImages, frozen=True, kw_only=True):
+    """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
+
+    A field of the method that is 0 has the value of its paper. Under `torchrun` the processes share one run: a batch is
+    divided among them, and no number depends on how many there are but in its last digits.
+
+    Attributes:
+        method: simclr, supcon (needs labels), simsiam, byol, barlow, swav, dino or empssl.
+        model: architecture: a timm name, or one of `holdfast ls models`; or a checkpoint to start from.
+        out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
+        epochs: passes over the images.
+        batch: images per step, of all processes together.
+        optimizer: adamw; sgd (Nesterov momentum 0.9); or lars, the same scaled layer by layer (trust 0.005, clipped).
+        lr: peak learning rate, reached after `warmup` epochs, cosine to zero; counted in optimizer steps.
+        schedule: cosine; or rewarmed, the published one of CF-AMC-SSL, whose cosine ends after as many optimizer steps
+            as there are batches, and rises again.
+        weight_decay: of weights with more than one dimension.
+        warmup: epochs.
+        temperature: of the method's softmax.
+        dim: of the projection; of dino its prototypes.
+        hidden: width of the hidden layers of projector and predictor; of empssl also that of the pre-feature.
+        momentum: of the teacher of byol and dino at the start; it rises to 1.
+        prototypes: of swav.
+        queue: of swav: earlier projections that help to balance its codes.
+        crops: of empssl, per image.
+        small_crops: of swav and dino, per image; None = as published from 96 pixels on, below it none.
+        small_size: their side in pixels; 0 = three sevenths of the image's.
+        policy: crops = of any size, as the method's paper has it; patches = of one size, a quarter of the area.
+        crop: smallest share of the image's area in a view (of patches: the share); None = the method's.
+        colours: brightness, contrast and saturation of a view change by up to this; None as above.
+        hue: the hue turns by up to this, 1 being the full circle; None as above.
+        grey: probability of a grey view; None as above.
+        adversary: none; pgd; free (each batch `replays` times, the perturbation learns from the same backward pass); or
+            pgd_summed, the published variant whose attack also adds its gradients to the weights'.
+        eps: radius of the adversary in pixel units.
+        alpha: its step; 0 = 2.5 * eps / steps, of free eps.
+        steps: gradient steps of pgd.
+        start: of pgd, in the ball: random, or zero.
+        replays: of free: optimizer steps per batch.
+        norm: of its ball.
+        batchnorm: train = the attack sees statistics of the batch, as training does, and leaves the running ones alone;
+            frozen = it sees the running ones; dual = perturbed views have BatchNorms of their own, which are exported.
+        precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
+        knn_every: epochs between checks on a held-out part (kNN, effective rank); 0 = first and last alone.
+        save_every: steps between checkpoints; 0 = every epoch.
+        replace: start anew where `out` was made with another config.
+    """
+
+    method: str = "simclr"
+    model: str = "cifar_resnet18"
+    out: str = ""
+    epochs: int = 100
+    batch: int = 256
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 1e-3
+    schedule: Literal["cosine", "rewarmed"] = "cosine"
+    weight_decay: float = 1e-4
+    warmup: float = 1.0
+    temperature: float = 0.0
+    dim: int = 0
+    hidden: int = 0
+    momentum: float = 0.0
+    prototypes: int = 0
+    queue: int = 0
+    crops: int = 0
+    small_crops: int | None = None
+    small_size: int = 0
+    policy: Literal["crops", "patches"] = "crops"
+    crop: float | None = None
+    colours: float | None = None
+    hue: float | None = None
+    grey: float | None = None
+    adversary: Literal["none", "pgd", "free", "pgd_summed"] = "none"
+    eps: float = 8 / 255
+    alpha: float = 0.0
+    steps: int = 5
+    start: Literal["random", "zero"] = "random"
+    replays: int = 3
+    norm: Norm = "linf"
+    batchnorm: Literal["train", "frozen", "dual"] = "train"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    knn_every: int = 0
+    save_every: int = 0
+    replace: bool = False

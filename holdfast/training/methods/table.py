@@ -1,0 +1,178 @@
+"""Every method by its name, built from a config. A field that is 0 there has the value of the paper here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from holdfast.data.views import SIMCLR_CIFAR, SIMCLR_IMAGENET, Policy
+from holdfast.models.encoder import Encoder
+from holdfast.train_config import TrainConfig
+from holdfast.training.methods.barlow import BarlowTwins
+from holdfast.training.methods.byol import BYOL
+from holdfast.training.methods.dino import DINO
+from holdfast.training.methods.empssl import EMPSSL
+from holdfast.training.methods.method import FIRST, SECOND, Method
+from holdfast.training.methods.simclr import SimCLR
+from holdfast.training.methods.simsiam import SimSiam
+from holdfast.training.methods.swav import SwAV
+
+Build = Callable[[Encoder, TrainConfig, int], Method]
+
+SMALL = 96
+"""Below so many pixels views are those of CIFAR: without a blur, and without small crops unless asked for."""
+CROPS = 16
+
+EMP = Policy(hue=0.2, blur=0.1, solarise=0.1)
+BYOL_IMAGENET = (
+    Policy(saturation=0.2, blur=1.0),
+    Policy(saturation=0.2, blur=0.1, solarise=0.2),
+)
+LARGE = {"swav": 0.14, "dino": 0.25}
+"""Share of the area from which on a crop is large, where there are small ones, which end there."""
+CROPS_OF = {"swav": 6, "dino": 8}
+
+READS = {
+    "barlow": ("dim",),
+    "byol": ("dim", "hidden", "momentum"),
+    "dino": ("temperature", "dim", "hidden", "momentum", "small_crops", "small_size"),
+    "empssl": ("dim", "hidden", "crops"),
+    "simclr": ("temperature", "dim", "hidden"),
+    "simsiam": ("dim", "hidden"),
+    "supcon": ("temperature", "dim", "hidden"),
+    "swav": ("temperature", "dim", "hidden", "prototypes", "queue", "small_crops", "small_size"),
+}
+"""Fields of a config that a method reads, of those that not all do."""
+
+
+def simclr(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """SimCLR, or SupCon by that name."""
+    return SimCLR(
+        encoder,
+        dim=config.dim or 128,
+        hidden=config.hidden,
+        temperature=config.temperature or 0.5,
+        labelled=config.method == "supcon",
+        policies=_pair(config, side),
+        attacked=_second(config),
+    )
+
+
+def simsiam(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """SimSiam."""
+    dim = config.dim or 2048
+    return SimSiam(encoder, dim=dim, hidden=config.hidden, policies=_pair(config, side), attacked=_second(config))
+
+
+def byol(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """BYOL."""
+    return BYOL(
+        encoder,
+        dim=config.dim or 256,
+        hidden=config.hidden or 4096,
+        momentum=config.momentum or 0.996,
+        policies=_pair(config, side, BYOL_IMAGENET),
+        attacked=_second(config),
+    )
+
+
+def barlow(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """Barlow Twins."""
+    dim = config.dim or 2048
+    return BarlowTwins(encoder, dim=dim, policies=_pair(config, side, BYOL_IMAGENET), attacked=_second(config))
+
+
+def swav(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """SwAV."""
+    return SwAV(
+        encoder,
+        dim=config.dim or 128,
+        hidden=config.hidden or 2048,
+        prototypes=config.prototypes or (3000 if side >= SMALL else 100),
+        queue=config.queue,
+        temperature=config.temperature or 0.1,
+        policies=_multi(config, side),
+        attacked=_second(config),
+    )
+
+
+def dino(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """DINO."""
+    return DINO(
+        encoder,
+        dim=config.dim or (65_536 if side >= SMALL else 4096),
+        hidden=config.hidden or 2048,
+        momentum=config.momentum or 0.996,
+        temperature=config.temperature or 0.1,
+        still=min(1 / config.epochs, 0.01),
+        policies=_multi(config, side),
+        attacked=_second(config),
+    )
+
+
+def empssl(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """EMP-SSL; all crops are attacked together."""
+    policy = changed(replace(EMP, size=side), config)
+    policies = {f"crop{i}": policy for i in range(config.crops or CROPS)}
+    return EMPSSL(
+        encoder,
+        policies=policies,
+        dim=config.dim or 1024,
+        hidden=config.hidden or 4096,
+        attacked=() if config.adversary == "none" else tuple(policies),
+    )
+
+
+METHODS: dict[str, Build] = {
+    "barlow": barlow,
+    "byol": byol,
+    "dino": dino,
+    "empssl": empssl,
+    "simclr": simclr,
+    "simsiam": simsiam,
+    "supcon": simclr,
+    "swav": swav,
+}
+
+
+def changed(policy: Policy, config: TrainConfig) -> Policy:
+    """A policy with what the config changes in it.
+
+    Raises:
+        ConfigError: a change that is no distribution.
+    """
+    if config.policy == "patches":
+        policy = replace(policy, scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    if config.colours is not None:
+        policy = replace(policy, brightness=config.colours, contrast=config.colours, saturation=config.colours)
+    low = policy.scale[0] if config.crop is None else config.crop
+    return replace(
+        policy,
+        scale=(low, low if config.policy == "patches" else policy.scale[1]),
+        hue=policy.hue if config.hue is None else config.hue,
+        grey=policy.grey if config.grey is None else config.grey,
+    )
+
+
+def _pair(config: TrainConfig, side: int, large: tuple[Policy, Policy] = (SIMCLR_IMAGENET,) * 2) -> dict[str, Policy]:
+    """Two views: as for CIFAR below 96 pixels, else those of the method."""
+    pair = large if side >= SMALL else (SIMCLR_CIFAR,) * 2
+    return {name: changed(replace(p, size=side), config) for name, p in zip((FIRST, SECOND), pair)}
+
+
+def _multi(config: TrainConfig, side: int) -> dict[str, Policy]:
+    """Two large views, and small crops: as many as the paper has, below 96 pixels none unless they are asked for."""
+    name, big = config.method, side >= SMALL
+    policies = _pair(config, side, BYOL_IMAGENET if name == "dino" else (SIMCLR_IMAGENET,) * 2)
+    small = config.small_crops if config.small_crops is not None else CROPS_OF[name] * big
+    if not small:
+        return policies
+    smallest = LARGE[name] if config.crop is None else config.crop
+    policies = {key: replace(p, scale=(smallest, 1.0)) for key, p in policies.items()}
+    size = config.small_size or max(8, round(side * 96 / 224))
+    little = replace(policies[FIRST], scale=(0.05, LARGE[name]), size=size, blur=0.5 * big)
+    return {**policies, **{f"small{i}": little for i in range(small)}}
+
+
+def _second(config: TrainConfig) -> tuple[str, ...]:
+    return () if config.adversary == "none" else (SECOND,)
