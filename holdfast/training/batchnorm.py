@@ -124,7 +124,10 @@ def _synced(norm: _BatchNorm, where: str) -> nn.Module:
             next="Train it in one process, or choose an architecture with plain BatchNorm.",
         )
     made = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    made.load_state_dict(norm.state_dict())
+    for name, p in norm.named_parameters():
+        setattr(made, name, p)
+    for name, b in norm.named_buffers():
+        setattr(made, name, b)
     return made.train(norm.training)
 
 

@@ -42,8 +42,8 @@ def model_card(config: TrainConfig, facts: Facts) -> str:
     root = f" in `{facts.data.root}`" if facts.data.root else ""
     return f"""# {config.model}, {config.method}, {_against(config)}
 
-An encoder trained with Holdfast without labels. Load it with `holdfast.load("{config.out}")`; it takes float pixels in
-[0, 1] and normalises inside.
+An encoder trained with Holdfast {_labels(config)}. Load it with `holdfast.load("{config.out}")`; it takes float pixels
+in [0, 1] and normalises inside.
 
 ## Data
 
@@ -58,13 +58,15 @@ An encoder trained with Holdfast without labels. Load it with `holdfast.load("{c
 |---|---|
 | adversary | {_adversary(config)} |
 | epochs, batch, steps | {config.epochs}, {config.batch}, {facts.steps:,} |
-| optimizer | AdamW, weight decay {config.weight_decay:g} |
-| learning rate | {config.lr:g} after {config.warmup:g} epochs, then a cosine to zero |
+| optimizer | {_OPTIMIZERS[config.optimizer]}, weight decay {config.weight_decay:g} |
+| learning rate | {config.lr:g} after {config.warmup:g} epochs, then {_SCHEDULES[config.schedule]} |
+| BatchNorm | {_BATCHNORMS[config.batchnorm]} |
+| precision | {config.precision} |
 | seed | {config.seed} |
 
 ## kNN accuracy
 
-{_knn(facts)}
+{_knn(config, facts)}
 
 ## Limits
 
@@ -85,11 +87,16 @@ def _radius(eps: float) -> str:
 def _adversary(config: TrainConfig) -> str:
     if config.adversary == "none":
         return "none"
+    ball = f"{config.norm} ball of radius {_radius(config.eps)}"
+    if config.adversary == "free":
+        return f"free, {ball}, {config.replays} replays of every batch, steps of {_radius(config.alpha or config.eps)}"
     alpha = config.alpha or 2.5 * config.eps / config.steps
-    return (
-        f"PGD, {config.norm} ball of radius {_radius(config.eps)}, {config.steps} steps of {_radius(alpha)}, "
-        "random start, BatchNorm with the statistics of the batch"
-    )
+    kept = ", its gradients added to the weights' as in published code" if config.adversary == "pgd_summed" else ""
+    return f"PGD, {ball}, {config.steps} steps of {_radius(alpha)}, {config.start} start{kept}"
+
+
+def _labels(config: TrainConfig) -> str:
+    return "with labels" if config.method == "supcon" else "without labels"
 
 
 def _held(facts: Facts) -> str:
@@ -98,13 +105,14 @@ def _held(facts: Facts) -> str:
     return f"{facts.held:,} more were held out for the kNN check and never trained on."
 
 
-def _knn(facts: Facts) -> str:
+def _knn(config: TrainConfig, facts: Facts) -> str:
     before, after = facts.knn
     if before is None or after is None:
         return "Not measured: there are no labels, or too few images."
+    alone = "" if config.method == "supcon" else " Labels served this check alone."
     return (
         f"{after:.1%} (random weights: {before:.1%}) of {facts.held:,} held-out images, by the 20 nearest training "
-        "images in cosine with weights exp(cosine / 0.07). Labels served this check alone."
+        "images in cosine with weights exp(cosine / 0.07)." + alone
     )
 
 
@@ -115,6 +123,20 @@ def _limit(config: TrainConfig) -> str:
     return f"The adversary knew one ball ({ball}): other norms and larger radii are untrained."
 
 
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "sgd": "SGD with Nesterov momentum 0.9",
+    "lars": "LARS (trust 0.005, clipped) on SGD with Nesterov momentum 0.9",
+}
+_SCHEDULES = {
+    "cosine": "a cosine to zero at the last optimizer step",
+    "rewarmed": "a cosine that is zero after as many optimizer steps as there are batches, and rises again",
+}
+_BATCHNORMS = {
+    "train": "the attack sees statistics of the batch",
+    "frozen": "the attack sees running statistics",
+    "dual": "perturbed views have a set of their own, which this encoder holds",
+}
 ROBUSTNESS = "## Robustness"
 
 

@@ -47,7 +47,6 @@ def feed(
     changes no number. On a GPU views are drawn where they are asked for, since its own queue runs ahead;
     images that lie in files are read ahead there too.
 
-
     Args:
         pool: the images.
         method: draws views.

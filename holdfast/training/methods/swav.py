@@ -27,7 +27,7 @@ GLOBAL = (FIRST, SECOND)
 def codes(scores: Tensor, sharpness: float = SHARPNESS, rounds: int = ROUNDS) -> Tensor:
     """Assignments of rows to prototypes, each prototype used equally often (algorithm 1 of the paper), in float32.
 
-    The largest score is subtracted first, which changes no code and keeps the exponential finite.
+    In logarithms, so that scores of any size have a code.
 
     Args:
         scores: [b, k], cosines of rows and prototypes.
@@ -37,12 +37,11 @@ def codes(scores: Tensor, sharpness: float = SHARPNESS, rounds: int = ROUNDS) ->
     Returns:
         [b, k]; rows sum to 1.
     """
-    scores = scores.float()
-    q = torch.exp((scores - scores.max()) / sharpness)
+    log_q = scores.float() / sharpness
     for _ in range(rounds):
-        q = q / q.sum(0, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-        q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-    return q
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)
+    return log_q.exp()
 
 
 def swapped(scores: Tensor, code: Tensor, temperature: float) -> Tensor:
