@@ -30,6 +30,8 @@ SMALL = {
     "swav": {"dim": 16, "hidden": 64, "prototypes": 24, "small_crops": 2, "queue": 48},
 }
 
+RATES = {"empssl": 1e-3}
+
 
 @pytest.fixture(scope="module")
 def scenes():
@@ -50,8 +52,10 @@ def name(request):
     return request.param
 
 
-def _trainee(name, adversary="none", lr=3e-3):
-    config = TrainConfig(method=name, lr=lr, adversary=adversary, steps=2, replays=2, **SMALL.get(name, {}))
+def _trainee(name, adversary="none", **fields):
+    config = TrainConfig(
+        method=name, lr=RATES.get(name, 3e-3), adversary=adversary, steps=2, replays=2, **SMALL.get(name, {}), **fields
+    )
     with build.seeded(torch.device("cpu"), "contract"):
         encoder = load("random:cifar_resnet8", options=("width=8",))
         method = build.method_for(encoder, config, SIDE).train()
@@ -79,7 +83,7 @@ def _effective_rank(z):
     return float((-(share * share.clamp_min(1e-30).log()).sum()).exp())
 
 
-@pytest.mark.parametrize("adversary", ["none", "pgd"])
+@pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
 def test_the_loss_falls_and_the_features_do_not_collapse(name, adversary, scenes):
     trainee = _trainee(name, adversary)
     losses = _steps(trainee, scenes, range(40))
@@ -135,8 +139,9 @@ def test_no_gradient_of_the_attack_reaches_the_weights(name, scenes):
     assert len(pairs) > 10 and all(torch.equal(moved, alone) for moved, alone in pairs)
 
 
-def test_a_run_resumes_to_the_same_bits(name, scenes, tmp_path):
-    whole, first, second = _trainee(name, "pgd"), _trainee(name, "pgd"), _trainee(name, "pgd")
+@pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
+def test_a_run_resumes_to_the_same_bits(name, adversary, scenes, tmp_path):
+    whole, first, second = (_trainee(name, adversary) for _ in range(3))
     losses = _steps(whole, scenes, range(6))
     began = _steps(first, scenes, range(3))
     parts = {"method": first.method, "optimizer": first.optimizer, "adversary": first.adversary}
@@ -153,3 +158,20 @@ def test_a_run_resumes_to_the_same_bits(name, scenes, tmp_path):
 def test_the_objective_is_said_in_a_sentence(name):
     assert _trainee(name).method.objective().endswith(".")
     assert _trainee(name).method.objective() != _trainee(name, "pgd").method.objective()
+
+
+def test_perturbed_views_leave_the_clean_set_of_a_dual_net_alone(name, scenes):
+    trainee = _trainee(name, "pgd", batchnorm="dual")
+    rows = _rows(scenes, 0)
+    views = trainee.method.views(scenes.pixels, rows)
+    train_step(trainee, views, rows)
+    norm = trainee.method.encoder.trunk.bn1
+    seen = [int(part.num_batches_tracked) for part in (norm.clean, norm.moved)]
+    clean = len({v.shape for n, v in views.items() if n not in trainee.method.attacked})
+    assert seen == [clean, 1], "one pass for each size of view, and one for the perturbed ones"
+
+
+def test_bfloat16_trains_to_finite_losses_near_those_of_float32(name, scenes):
+    losses = [_steps(_trainee(name, "pgd", precision=precision), scenes, range(3)) for precision in ("fp32", "bf16")]
+    assert all(torch.isfinite(torch.tensor(row)).all() for row in losses)
+    assert abs(losses[1][0] - losses[0][0]) <= 0.05 * (1 + abs(losses[0][0])), losses

@@ -206,6 +206,15 @@ def test_a_run_leaves_the_global_generator_alone_and_another_seed_is_another_run
         ({"batch": 1}, "batch is 1"),
         ({"adversary": "pgd", "eps": 0.0}, "eps is 0"),
         ({"warmup": -1.0}, "warmup is -1"),
+        (
+            {"method": "barlow", "temperature": 0.2},
+            "--temperature 0.2 was asked for. barlow has no temperature.*supcon",
+        ),
+        ({"crops": 4}, "simclr has no crops.*empssl"),
+        ({"method": "empssl", "crops": 1}, "one crop has none"),
+        ({"batchnorm": "dual"}, "second set of BatchNorm"),
+        ({"adversary": "free", "replays": 0}, "replays is 0"),
+        ({"adversary": "free", "eps": 8.0}, "Did you mean 8/255"),
         ({"device": "gpu"}, 'no device is called "gpu"'),
         ({"out": ""}, "--out"),
         ({"model": "cifar_resnet9"}, "no architecture"),
@@ -215,6 +224,43 @@ def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(tmp_path, fields
     with pytest.raises(ConfigError, match=message):
         train(msgspec.structs.replace(_config(tmp_path / "run"), **fields), say=_quiet)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "byol", "hidden": 16, "adversary": "free", "momentum": 0.9},
+        {"method": "empssl", "hidden": 16, "crops": 2, "adversary": "free", "optimizer": "lars", "batchnorm": "dual"},
+        {"method": "swav", "hidden": 16, "prototypes": 4, "queue": 16, "optimizer": "sgd", "schedule": "rewarmed"},
+    ],
+)
+def test_what_a_method_and_an_adversary_remember_is_there_again_after_a_stop(tmp_path, monkeypatch, fields):
+    whole = train(_config(tmp_path / "whole", replays=2, **fields), say=_quiet)
+    step, taken = loop.train_step, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    config = _config(tmp_path / "stopped", replays=2, **fields)
+    with pytest.raises(Interrupted):
+        train(config, say=_quiet)
+    train(config, say=_quiet)
+    assert len(taken) == 9
+    assert _equal(_state(tmp_path / "stopped"), _state(whole))
+    assert load(tmp_path / "stopped").digest() == load(whole).digest()
+
+
+def test_supcon_without_labels_is_refused(tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match=r"has no labels\. .*simclr"):
+        train(_config(tmp_path / "run", data=str(tmp_path), limit=0, method="supcon"), say=_quiet)
 
 
 def test_too_few_images_for_a_batch_are_refused(tmp_path):
