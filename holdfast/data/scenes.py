@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -77,13 +77,15 @@ class Scenes(Source):
 
     def read(self, i: int) -> Image:
         """Scene number i."""
-        image = draw(self.data.seed, self.data.split, self._indices[i], side=self._side)
+        kept = _kept if self._side <= SIDE else draw
+        image = kept(self.data.seed, self.data.split, self._indices[i], side=self._side)
         size = self.data.size or self._side
         crop = slice((self._side - size) // 2, (self._side - size) // 2 + size)
         label = self.labels[i]
         mask = (np.asarray(image.truth["mask"]) > 0).astype(np.uint8) * np.uint8(label + 1)
         depth = np.asarray(image.truth["depth"])
-        return Image(image.pixels[crop, crop], {"label": label, "mask": mask[crop, crop], "depth": depth[crop, crop]})
+        truth: dict[str, Any] = {"label": label, "mask": mask[crop, crop], "depth": depth[crop, crop].copy()}
+        return Image(image.pixels[crop, crop].copy(), truth)
 
 
 def class_of(seed: int, split: str, index: int) -> int:
@@ -123,6 +125,10 @@ def draw(seed: int, split: str, index: int, *, side: int = SIDE) -> Image:
     canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(_CAMERA_NOISE)
     pixels = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return Image(pixels, {"label": shape, "mask": mask, "depth": depth})
+
+
+_kept = functools.lru_cache(maxsize=4096)(draw)
+"""Small scenes that were drawn, 33 MB at most: a recipe trains on them, fits heads on them and measures on them."""
 
 
 # -- which scenes ------------------------------------------------------------------------------------------------------
