@@ -82,7 +82,7 @@ class DINO(Method):
 
     centre: Tensor
 
-    def __init__(
+    def __init__(  # parameters: those of the paper
         self,
         encoder: Encoder,
         *,

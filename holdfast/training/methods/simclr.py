@@ -75,7 +75,7 @@ class SimCLR(Method):
         attacked: `("second",)` for adversarial training, `()` without.
     """
 
-    def __init__(
+    def __init__(  # parameters: those of the paper
         self,
         encoder: Encoder,
         *,

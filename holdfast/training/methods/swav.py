@@ -72,7 +72,7 @@ class SwAV(Method):
         attacked: `("second",)` for adversarial training, `()` without.
     """
 
-    def __init__(
+    def __init__(  # parameters: those of the paper
         self,
         encoder: Encoder,
         *,
