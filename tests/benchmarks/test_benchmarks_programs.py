@@ -96,3 +96,40 @@ def test_a_recipe_is_timed_step_by_step(tmp_path: Path) -> None:
     assert [step["verb"] for step in found["steps"]] == ["train"]
     assert found["wall seconds"] >= found["steps"][0]["seconds"] > 0
     assert found["peak MB"] > 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_beside_the_published_arithmetic(tmp_path: Path) -> None:
+    words = [
+        "--model",
+        "cifar_resnet8",
+        "--images",
+        "4",
+        "--crops",
+        "3",
+        "--side",
+        "16",
+        "--dim",
+        "16",
+        "--hidden",
+        "32",
+    ]
+    words += ["--rows", "10", "--views", "16", "--rounds", "1", "--out", str(tmp_path / "found.json")]
+    found = program("training").main(words)
+    losses = found["step"]["losses of the first step"]
+    assert losses["fp32"] == pytest.approx(losses["reference"], rel=1e-4)
+    for part in ("step", "coding rate", "views"):
+        assert found[part]["times as fast"]["reference"] == 1.0 and len(found[part]["times as fast"]) == 2
+    assert "minutes" not in found["step"], "an estimate for a GPU, made on one alone"
+    assert json.loads((tmp_path / "found.json").read_text())["views"]["images"] == 16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_method_at_a_small_scale(tmp_path: Path) -> None:
+    words = ["--limit", "60", "--epochs", "1", "--batch", "16", "--methods", "simclr", "--adversaries", "none", "free"]
+    found = program("methods").main([*words, "--out", str(tmp_path / "found.json")])
+    assert [row["adversary"] for row in found] == ["none", "free"]
+    for row in found:
+        low, high = row["interval"]
+        assert row["held out"] == 6 and low <= row["kNN after"] <= high
+    assert program("methods").wilson(0.5, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
