@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from attack_peers import machine
 
 import holdfast
+from holdfast.evaluation.statistics import wilson
 from holdfast.training.methods.table import METHODS
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -36,14 +36,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "swav": {"dim": 64, "hidden": 256, "prototypes": 64},
 }
 """Heads of a width that fits nets of some 100,000 weights; what is not named is the paper's."""
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n."""
-    z = 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return middle - half, middle + half
 
 
 def one(name: str, adversary: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -60,6 +52,7 @@ def one(name: str, adversary: str, args: argparse.Namespace, folder: Path) -> di
     held = _held(out)
     tenth = max(1, len(losses) // 10)
     first, last = (row["knn_accuracy"] for row in (checks[0], checks[-1]))
+    before, after = (wilson(round(share * held), held) for share in (first, last))
     return {
         "method": name,
         "adversary": adversary,
@@ -67,8 +60,8 @@ def one(name: str, adversary: str, args: argparse.Namespace, folder: Path) -> di
         "loss at last": round(sum(losses[-tenth:]) / tenth, 4),
         "kNN before": round(first, 4),
         "kNN after": round(last, 4),
-        "interval": [round(v, 4) for v in wilson(last, held)],
-        "beats random beyond the interval": wilson(last, held)[0] > wilson(first, held)[1],
+        "interval": [round(v, 4) for v in after],
+        "beats random beyond the interval": after[0] > before[1],
         "effective rank": round(checks[-1]["effective_rank"], 1),
         "held out": held,
         "seconds": round(seconds, 1),

@@ -54,8 +54,8 @@ def train(method: str = "simclr", **fields: Any) -> Path:
     """Pre-train an encoder; an `out` that was begun is continued.
 
     Args:
-        method: simclr.
-        **fields: of `TrainConfig`: data, model, out, epochs, adversary, eps...
+        method: simclr, supcon, simsiam, byol, barlow, swav, dino or empssl.
+        **fields: of `train_config.TrainConfig`: data, model, out, epochs, adversary, eps...
 
     Returns:
         The folder with `encoder.safetensors`, `metrics.jsonl` and the model card.

@@ -57,7 +57,7 @@ in [0, 1] and normalises inside.
 | | |
 |---|---|
 | adversary | {_adversary(config)} |
-| epochs, batch, steps | {config.epochs}, {config.batch}, {facts.steps:,} |
+| epochs, batch, optimizer steps | {config.epochs}, {config.batch}, {facts.steps:,} |
 | optimizer | {_OPTIMIZERS[config.optimizer]}, weight decay {config.weight_decay:g} |
 | learning rate | {config.lr:g} after {config.warmup:g} epochs, then {_SCHEDULES[config.schedule]} |
 | BatchNorm | {_BATCHNORMS[config.batchnorm]} |

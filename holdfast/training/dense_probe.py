@@ -16,6 +16,7 @@ import torch
 from holdfast import disk
 from holdfast.configs import ProbeConfig
 from holdfast.data.batches import IGNORE
+from holdfast.devices import device_of
 from holdfast.errors import ConfigError, ConflictError
 from holdfast.models.checkpoint import load
 from holdfast.models.dense_files import digest_of, save_head
@@ -84,7 +85,7 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
     check(config)
     out = folder_for(config)
     resume.refuse_other(out, config, replace=config.replace)
-    device = build.fabric_on(config.device).device
+    device = device_of(config.device)
     record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
     encoder = load(record, device=device)
     parts = parts_for(config, encoder.geometry)

@@ -298,7 +298,7 @@ def _export(run: Run) -> None:
         held=len(run.pool.held),
         side=run.pool.size,
         objective=run.trainee.method.objective(),
-        steps=run.total,
+        steps=run.total * run.trainee.adversary.replays,
         knn=(first, last),
     )
     disk.write(run.out / CARD, model_card(run.config, facts))

@@ -19,13 +19,14 @@ from holdfast import disk, draws
 from holdfast.configs import ProbeConfig
 from holdfast.data.batches import Source, require_labels
 from holdfast.data.sources import images_for, open_source
+from holdfast.devices import device_of
 from holdfast.errors import DataError, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.progress import Say, say
 from holdfast.records import Model
 from holdfast.tasks.features import check_unchanged, extract
-from holdfast.training import build, dense_probe, resume
+from holdfast.training import dense_probe, resume
 from holdfast.training.probing import HEAD, REPORT, check_fields, folder_for
 from holdfast.training.schedule import learning_rate
 
@@ -108,7 +109,7 @@ def probe(config: ProbeConfig, *, say: Say = say) -> Path:
     check_fields(config)
     out = folder_for(config)
     resume.refuse_other(out, config, replace=config.replace)
-    device = build.fabric_on(config.device).device
+    device = device_of(config.device)
     record = Model(spec=config.encoder, arch=config.arch, options=config.options, mean=config.mean, std=config.std)
     encoder = load(record, device=device)
     train, test = (

@@ -132,4 +132,4 @@ def test_a_method_at_a_small_scale(tmp_path: Path) -> None:
     for row in found:
         low, high = row["interval"]
         assert row["held out"] == 6 and low <= row["kNN after"] <= high
-    assert program("methods").wilson(0.5, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert program("methods").wilson(50, 100) == pytest.approx((0.404, 0.596), abs=1e-3)

@@ -252,6 +252,8 @@ def test_what_a_method_and_an_adversary_remember_is_there_again_after_a_stop(tmp
     assert len(taken) == 9
     assert _equal(_state(tmp_path / "stopped"), _state(whole))
     assert load(tmp_path / "stopped").digest() == load(whole).digest()
+    steps = 18 if fields.get("adversary") == "free" else 9
+    assert f"| epochs, batch, optimizer steps | 3, 16, {steps} |" in (whole / "README.md").read_text(), "replays count"
 
 
 def test_supcon_without_labels_is_refused(tmp_path):
