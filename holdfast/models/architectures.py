@@ -161,7 +161,7 @@ def manners(trunk: nn.Module, arch: str, *, fresh: bool) -> Manners:
         fresh: with random weights.
     """
     if arch in cifar.ARCHITECTURES:
-        mean, std = SMALL if fresh else IMAGENET if arch != "cifar_resnet18" else (None, None)
+        mean, std = SMALL if fresh else IMAGENET if arch in cifar.PUBLISHED else (None, None)
         return Manners(mean, std, Geometry(32, 32, "bilinear"))
     cfg = getattr(trunk, "pretrained_cfg", None) or {}
     if "mean" not in cfg or "std" not in cfg:

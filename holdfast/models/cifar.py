@@ -4,10 +4,9 @@
 channels, shortcuts without parameters (option A: every second pixel, channels padded with zeros). Tensor names are
 those of the widely used CIFAR-10 weights (`conv1`, `bn1`, `layer1.0.conv1`, `linear`). `cifar_resnet18` is the
 ResNet-18 that self-supervised work uses on CIFAR (Chen et al. 2020, appendix B.9): a 3x3 stem of stride 1, no
-max-pooling, torchvision's names.
-
-All of them speak timm's dialect (`forward_features`, `forward_intermediates`, `forward_head`, `get_classifier`,
-`feature_info`), so that an encoder reads them as it reads a timm model.
+max-pooling, torchvision's names; `cifar_resnet34` and `cifar_resnet50` are its deeper kin. Pre-activation nets are in
+`preact`. Tiny-ImageNet at 64 pixels is trained with `cifar_resnet18` too, or, as CF-AMC-SSL has it, with the stem for
+224 pixels: timm's `resnet18`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from holdfast.errors import ConfigError, nearest
+from holdfast.models import preact
+from holdfast.models.staged import Staged, he_normal
 
 
 class OptionA(nn.Module):
@@ -40,6 +41,9 @@ class OptionA(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015).
 
+    Attributes:
+        expansion: channels that leave, by those of a stage's first block.
+
     Args:
         c_in: channels that come in.
         c_out: channels that leave.
@@ -47,16 +51,15 @@ class BasicBlock(nn.Module):
         padded: shortcut of option A where the shape changes; a 1x1 convolution (option B, `downsample`) otherwise.
     """
 
+    expansion = 1
+
     def __init__(self, c_in: int, c_out: int, *, stride: int, padded: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
-        self.downsample: nn.Module = nn.Identity()
-        if stride > 1 or c_in != c_out:
-            convolved = (nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-            self.downsample = OptionA(c_out - c_in) if padded else nn.Sequential(*convolved)
+        self.downsample = _shortcut(c_in, c_out, stride, padded=padded)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c_in, h, w] -> [b, c_out, h / stride, w / stride]."""
@@ -65,7 +68,48 @@ class BasicBlock(nn.Module):
         return functional.relu(y + self.downsample(x), inplace=True)
 
 
-class SmallResNet(nn.Module):
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 and 1x1 and a shortcut (He et al. 2015; stride on the 3x3, as torchvision has it).
+
+    Attributes:
+        expansion: channels that leave, by those within.
+
+    Args:
+        c_in: channels that come in.
+        c_out: channels that leave.
+        stride: of the 3x3 convolution.
+        padded: see `BasicBlock`.
+    """
+
+    expansion = 4
+
+    def __init__(self, c_in: int, c_out: int, *, stride: int, padded: bool) -> None:
+        super().__init__()
+        within = c_out // self.expansion
+        self.conv1 = nn.Conv2d(c_in, within, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(within)
+        self.conv2 = nn.Conv2d(within, within, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(within)
+        self.conv3 = nn.Conv2d(within, c_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.downsample = _shortcut(c_in, c_out, stride, padded=padded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c_in, h, w] -> [b, c_out, h / stride, w / stride]."""
+        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = functional.relu(self.bn2(self.conv2(y)), inplace=True)
+        return functional.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
+
+
+def _shortcut(c_in: int, c_out: int, stride: int, *, padded: bool) -> nn.Module:
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    if padded:
+        return OptionA(c_out - c_in)
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+class SmallResNet(Staged):
     """A residual net with a 3x3 stem and no max-pooling.
 
     Args:
@@ -74,11 +118,20 @@ class SmallResNet(nn.Module):
         padded: shortcuts of option A.
         classifier: name of the last layer in the weights file.
         stride: of the stem.
+        block: `BasicBlock`, or `Bottleneck`.
         num_classes: 0 = no classifier.
     """
 
-    def __init__(
-        self, blocks: Sequence[int], *, width: int, padded: bool, classifier: str, stride: int = 1, num_classes: int = 0
+    def __init__(  # parameters: a net's shape
+        self,
+        blocks: Sequence[int],
+        *,
+        width: int,
+        padded: bool,
+        classifier: str,
+        stride: int = 1,
+        block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)
@@ -86,72 +139,24 @@ class SmallResNet(nn.Module):
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
         c_in = width
         for i, (name, depth) in enumerate(zip(self.stages, blocks, strict=True)):
-            c_out = width * 2**i
+            c_out = width * 2**i * block.expansion
             layers = []
             for j in range(depth):
-                layers.append(BasicBlock(c_in, c_out, stride=2 if i and not j else 1, padded=padded))
+                layers.append(block(c_in, c_out, stride=2 if i and not j else 1, padded=padded))
                 c_in = c_out
             self.add_module(name, nn.Sequential(*layers))
         self.num_features = c_in
         self.feature_info = [{"num_chs": width, "reduction": stride, "module": "bn1"}] + [
-            {"num_chs": width * 2**i, "reduction": stride * 2**i, "module": name} for i, name in enumerate(self.stages)
+            {"num_chs": width * 2**i * block.expansion, "reduction": stride * 2**i, "module": name}
+            for i, name in enumerate(self.stages)
         ]
         self.classifier = classifier
         self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self)
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: `nn.Linear`, or `nn.Identity` where there are no classes."""
-        return self.get_submodule(self.classifier)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer for so many classes; 0 = none."""
-        self.num_classes = num_classes
-        self.add_module(self.classifier, nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Sequence[int] | None = None,
-        *,
-        stop_early: bool = False,
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map and those asked for.
-
-        Args:
-            x: normalised pixels [b, 3, h, w].
-            indices: 0 = after the stem, i = after stage i; None = all.
-            stop_early: stop after the last one that was asked for.
-            intermediates_only: return the list alone.
-        """
-        wanted = set(range(len(self.stages) + 1) if indices is None else indices)
-        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        taken = [x] if 0 in wanted else []
-        for i, name in enumerate(self.stages, 1):
-            if stop_early and i > max(wanted, default=0):
-                break
-            x = self.get_submodule(name)(x)
-            taken += [x] if i in wanted else []
-        return taken if intermediates_only else (x, taken)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised pixels [b, 3, h, w] -> the last map [b, c, h', w']."""
-        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-        return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map -> logits [b, classes]; with `pre_logits` its average [b, d]."""
-        pooled = x.mean((2, 3))
-        return pooled if pre_logits else self.get_classifier()(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised pixels -> logits [b, classes], or the average of the last map where there are no classes."""
-        return self.forward_head(self.forward_features(x))
+    def stem(self, x: Tensor) -> Tensor:
+        """Convolution, BatchNorm, ReLU."""
+        return functional.relu(self.bn1(self.conv1(x)), inplace=True)
 
 
 def he_resnet(depth: int, *, width: int = 16, num_classes: int = 0) -> SmallResNet:
@@ -173,14 +178,17 @@ def he_resnet(depth: int, *, width: int = 16, num_classes: int = 0) -> SmallResN
     return SmallResNet((n, n, n), width=width, padded=True, classifier="linear", num_classes=num_classes)
 
 
-def cifar_resnet18(*, width: int = 64, num_classes: int = 0) -> SmallResNet:
-    """ResNet-18 with a 3x3 stem of stride 1 and padding 1 and no max-pooling.
+def cifar_resnet(layers: int, *, width: int = 64, num_classes: int = 0) -> SmallResNet:
+    """ResNet-18, -34 or -50 with a 3x3 stem of stride 1 and padding 1 and no max-pooling.
 
     Args:
-        width: channels of the first stage.
+        layers: 18, 34 or 50.
+        width: channels of the first stage (within its bottlenecks).
         num_classes: 0 = no classifier.
     """
-    return SmallResNet((2, 2, 2, 2), width=width, padded=False, classifier="fc", num_classes=num_classes)
+    blocks = (2, 2, 2, 2) if layers == 18 else (3, 4, 6, 3)
+    block = Bottleneck if layers == 50 else BasicBlock
+    return SmallResNet(blocks, width=width, padded=False, classifier="fc", block=block, num_classes=num_classes)
 
 
 def scenes_resnet8(*, width: int = 16, num_classes: int = 0) -> SmallResNet:
@@ -193,15 +201,19 @@ def scenes_resnet8(*, width: int = 16, num_classes: int = 0) -> SmallResNet:
     return SmallResNet((1, 1, 1), width=width, padded=False, classifier="fc", stride=2, num_classes=num_classes)
 
 
-ARCHITECTURES: dict[str, Callable[..., SmallResNet]] = {
-    **{f"cifar_resnet{depth}": partial(he_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    "cifar_resnet18": cifar_resnet18,
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+ARCHITECTURES: dict[str, Callable[..., Staged]] = {
+    **{f"cifar_resnet{depth}": partial(he_resnet, depth) for depth in DEPTHS},
+    **{f"cifar_resnet{layers}": partial(cifar_resnet, layers) for layers in (18, 34, 50)},
+    **preact.ARCHITECTURES,
     "scenes_resnet8": scenes_resnet8,
 }
+PUBLISHED = tuple(f"cifar_resnet{depth}" for depth in DEPTHS)
+"""Nets whose published CIFAR-10 weights take ImageNet's mean and std."""
 OPTIONS = ("num_classes", "width")
 
 
-def build(name: str, **options: object) -> SmallResNet:
+def build(name: str, **options: object) -> Staged:
     """A net of `ARCHITECTURES` by its name, with random weights.
 
     Raises:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import CheckpointError
+from holdfast.models.cifar import ARCHITECTURES
 
 # Words that wrappers put before the names of an encoder's weights: DataParallel, torch.compile, Lightning, MoCo, VISSL.
 _WRAPPERS = {"module", "_orig_mod", "backbone", "encoder", "model", "trunk", "network", "net", "resnet"}
@@ -98,10 +99,26 @@ def likely(names: Mapping[str, Tensor]) -> str:
         return f"cifar_resnet{6 * depths[0] + 2}"
     bottleneck = any(re.search(r"layer1\.0\.conv3\.weight$", n) for n in shapes)
     if stem[2:] == (3, 3):
-        return "cifar_resnet18" if depths == (2, 2, 2, 2) else ""
+        return _small(shapes, depths, bottleneck=bottleneck)
     plain, deep = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}, {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
     layers = next((n for blocks, n in (deep if bottleneck else plain).items() if blocks == depths), 0)
     return f"resnet{layers}" if layers else ""
+
+
+def _small(shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...], *, bottleneck: bool) -> str:
+    """A net with a 3x3 stem; empty where it is none of ours."""
+    wide = [m for m in (re.search(r"(?:^|\.)block1\.layer\.(\d+)\.conv1\.weight$", n) for n in shapes) if m]
+    if wide:
+        channels = next(shape[0] for name, shape in shapes.items() if name.endswith("block1.layer.0.conv1.weight"))
+        name = f"cifar_wrn{6 * (max(int(m[1]) for m in wide) + 1) + 4}_{channels // 16}"
+    elif any(re.search(r"layer2\.0\.shortcut\.0\.weight$", n) for n in shapes):
+        # Whatever is normalised before it is convolved: the first BatchNorm is as wide as what comes in.
+        widths = [shape for name, shape in shapes.items() if name.endswith("layer2.0.bn1.weight")]
+        name = "cifar_preactresnet18" if depths == (2, 2, 2, 2) and widths == [(64,)] else ""
+    else:
+        deep = 50 if bottleneck else 34
+        name = f"cifar_resnet{18 if depths == (2, 2, 2, 2) else deep if depths == (3, 4, 6, 3) else 0}"
+    return name if name in ARCHITECTURES else ""
 
 
 def _prefix(tensors: Iterable[str], needed: set[str], file: str, weights: str) -> str:

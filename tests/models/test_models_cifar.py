@@ -6,9 +6,12 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import conv2d
 
 from holdfast.errors import ConfigError
-from holdfast.models import cifar
+from holdfast.models import cifar, matching
+from holdfast.models.checkpoint import load
+from holdfast.models.encoder import frozen
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,86 @@ def test_resnet18_is_torchvisions_with_another_stem() -> None:
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), peer.eval()(x))
+
+
+@pytest.mark.parametrize("layers", [34, 50])
+def test_deeper_kin_are_torchvisions_with_another_stem(layers: int) -> None:
+    peer = getattr(torchvision.models, f"resnet{layers}")(num_classes=10)
+    peer.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    peer.maxpool = nn.Identity()
+    ours = cifar.build(f"cifar_resnet{layers}", num_classes=10)
+    ours.load_state_dict(peer.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), peer.eval()(x), rtol=1e-4, atol=1e-4)
+    assert matching.likely(peer.state_dict()) == f"cifar_resnet{layers}"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("cifar_wrn28_10", 36_479_194), ("cifar_wrn34_10", 46_160_474), ("cifar_wrn40_2", 2_243_546)],
+)
+def test_wide_nets_have_the_published_sizes(name: str, parameters: int) -> None:
+    """Zagoruyko and Komodakis 2016, table 4: 36.5 and 2.2 million; WRN-34-10 as in TRADES, 46.16 million."""
+    with torch.device("meta"):
+        net = cifar.build(name, num_classes=10)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    names = {n.rsplit(".", 1)[0] for n in net.state_dict()}
+    assert {"conv1", "bn1", "fc", "block1.layer.0.convShortcut", "block3.layer.1.bn2"} <= names
+    assert "block2.layer.1.convShortcut" not in names
+    assert matching.likely({f"module.{n}": t for n, t in net.state_dict().items()}) == name
+
+
+def test_preactivation_is_the_papers_loop() -> None:
+    """BatchNorm and ReLU before every convolution; the shortcut leaves after the first ReLU where the shape changes."""
+    net = cifar.build("cifar_preactresnet18", width=8, num_classes=3).eval()
+    generator = torch.Generator().manual_seed(1)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(generator=generator)
+            part.running_var.uniform_(0.5, 2, generator=generator)
+    weights = net.state_dict()
+
+    def normed(x: torch.Tensor, name: str) -> torch.Tensor:
+        shape = (1, -1, 1, 1)
+        mean, var, gain, shift = (
+            weights[f"{name}.{field}"].view(shape) for field in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * gain + shift).clamp_min(0)
+
+    x = torch.rand(2, 3, 16, 16)
+    y = conv2d(x, weights["conv1.weight"], padding=1)
+    for stage in range(1, 5):
+        for block in range(2):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and not block else 1
+            active = normed(y, f"{name}.bn1")
+            inner = conv2d(active, weights[f"{name}.conv1.weight"], stride=stride, padding=1)
+            inner = conv2d(normed(inner, f"{name}.bn2"), weights[f"{name}.conv2.weight"], padding=1)
+            key = f"{name}.shortcut.0.weight"
+            y = inner + (conv2d(active, weights[key], stride=stride) if key in weights else y)
+    y = normed(y, "bn").mean((2, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), y @ weights["linear.weight"].T + weights["linear.bias"])
+        final, taken = net.forward_intermediates(x)
+    assert [t.shape[1] for t in taken] == [8, 8, 16, 32, 64]
+    torch.testing.assert_close(final.mean((2, 3)), y)
+
+
+def test_preactivation_nets_are_recognised() -> None:
+    with torch.device("meta"):
+        net = cifar.build("cifar_preactresnet18", num_classes=10)
+    assert matching.likely(net.state_dict()) == "cifar_preactresnet18"
+
+
+@pytest.mark.parametrize("name", ["cifar_preactresnet18", "cifar_wrn40_2"])
+def test_preactivation_encoders_read_and_fold_alike(name: str) -> None:
+    encoder = load(f"random:{name}", options=("width=8",))
+    x = torch.rand(2, 3, 32, 32)
+    with frozen(encoder), torch.no_grad():
+        eager = encoder(x, levels=("patch", "stage1")).pooled
+        torch.testing.assert_close(encoder(x, engine="folded").pooled, eager, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encoder.vector(x, "patch"), eager)
+    assert encoder.dim == eager.shape[1]
 
 
 def test_shortcut_without_parameters_pads_channels_on_both_sides() -> None:
