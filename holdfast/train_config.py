@@ -15,15 +15,16 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     divided among them, and no number depends on how many there are but in its last digits.
 
     Attributes:
-        method: simclr, supcon (needs labels), simsiam, byol, barlow, swav, dino or empssl.
+        method: simclr, supcon (needs labels), simsiam, byol, barlow, swav, dino or empssl; or, through a head of the
+            encoder's own and with labels, supervised (against PGD: Madry's training) or trades.
         model: architecture: a timm name, or one of `holdfast ls models`; or a checkpoint to start from.
         out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
         epochs: passes over the images.
         batch: images per step, of all processes together.
         optimizer: adamw; sgd (Nesterov momentum 0.9); or lars, the same scaled layer by layer (trust 0.005, clipped).
         lr: peak learning rate, reached after `warmup` epochs, cosine to zero; counted in optimizer steps.
-        schedule: cosine; or rewarmed, the published one of CF-AMC-SSL, whose cosine ends after as many optimizer steps
-            as there are batches, and rises again.
+        schedule: cosine; stepped (a tenth after 60 %, a hundredth after 80 %); or rewarmed, the published one of
+            CF-AMC-SSL, whose cosine ends after as many optimizer steps as there are batches, and rises again.
         weight_decay: of weights with more than one dimension.
         warmup: epochs.
         temperature: of the method's softmax.
@@ -35,6 +36,8 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         crops: of empssl, per image.
         small_crops: of swav and dino, per image; None = as published from 96 pixels on, below it none.
         small_size: their side in pixels; 0 = three sevenths of the image's.
+        beta: of trades: weight of the divergence.
+        trained: of supervised and trades: all, or the head alone, on an encoder that stays as it is.
         policy: crops = of any size, as the method's paper has it; patches = of one size, a quarter of the area.
         crop: smallest share of the image's area in a view (of patches: the share); None = the method's.
         colours: brightness, contrast and saturation of a view change by up to this; None as above.
@@ -45,13 +48,14 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         eps: radius of the adversary in pixel units.
         alpha: its step; 0 = 2.5 * eps / steps, of free eps.
         steps: gradient steps of pgd.
-        start: of pgd, in the ball: random, or zero.
+        start: of pgd, in the ball: random, zero, or normal (0.001 times a normal draw, as TRADES has it).
         replays: of free: optimizer steps per batch.
         norm: of its ball.
         batchnorm: train = the attack sees statistics of the batch, as training does, and leaves the running ones alone;
             frozen = it sees the running ones; dual = perturbed views have BatchNorms of their own, which are exported.
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
-        knn_every: epochs between checks on a held-out part (kNN, effective rank); 0 = first and last alone.
+        knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
+            last alone.
         save_every: steps between checkpoints; 0 = every epoch.
         replace: start anew where `out` was made with another config.
     """
@@ -63,7 +67,7 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     batch: int = 256
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 1e-3
-    schedule: Literal["cosine", "rewarmed"] = "cosine"
+    schedule: Literal["cosine", "stepped", "rewarmed"] = "cosine"
     weight_decay: float = 1e-4
     warmup: float = 1.0
     temperature: float = 0.0
@@ -75,6 +79,8 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     crops: int = 0
     small_crops: int | None = None
     small_size: int = 0
+    beta: float = 0.0
+    trained: Literal["all", "head"] = "all"
     policy: Literal["crops", "patches"] = "crops"
     crop: float | None = None
     colours: float | None = None
@@ -84,7 +90,7 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     eps: float = 8 / 255
     alpha: float = 0.0
     steps: int = 5
-    start: Literal["random", "zero"] = "random"
+    start: Literal["random", "zero", "normal"] = "random"
     replays: int = 3
     norm: Norm = "linf"
     batchnorm: Literal["train", "frozen", "dual"] = "train"

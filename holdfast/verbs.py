@@ -54,7 +54,7 @@ def train(method: str = "simclr", **fields: Any) -> Path:
     """Pre-train an encoder; an `out` that was begun is continued.
 
     Args:
-        method: simclr, supcon, simsiam, byol, barlow, swav, dino or empssl.
+        method: simclr, supcon, simsiam, byol, barlow, swav, dino, empssl, supervised or trades.
         **fields: of `train_config.TrainConfig`: data, model, out, epochs, adversary, eps...
 
     Returns:

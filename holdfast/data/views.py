@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from holdfast import draws
 from holdfast.errors import ConfigError
@@ -42,6 +43,8 @@ class Policy:
         blur: probability of a Gaussian blur.
         sigma: its standard deviation.
         solarise: probability that values from 128 / 255 on are inverted.
+        pad: a crop of the image's own size is cut from the image with so many black pixels around it, instead of one of
+            a random area; `scale` and `ratio` are not read then.
         size: side of the view; 0 = the height and width of the image.
     """
 
@@ -57,6 +60,7 @@ class Policy:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
+    pad: int = 0
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -66,8 +70,10 @@ class Policy:
             raise ConfigError(
                 f"{self} is no distribution.", next="Probabilities are in [0, 1], ranges positive and ascending."
             )
-        if self.scale[1] > 1 or not 0 <= self.hue <= 0.5 or self.size < 0:
-            raise ConfigError(f"{self} is no distribution.", next="scale ends at 1, hue at 0.5; size is not negative.")
+        if self.scale[1] > 1 or not 0 <= self.hue <= 0.5 or min(self.size, self.pad) < 0:
+            raise ConfigError(
+                f"{self} is no distribution.", next="scale ends at 1, hue at 0.5; lengths are not negative."
+            )
 
 
 SIMCLR_CIFAR = Policy()
@@ -96,9 +102,13 @@ def _view(x: Tensor, u: Tensor, policy: Policy) -> Tensor:
     """`view` of few images, from their uniforms float64 [b, 40] on the CPU."""
     high, wide = x.shape[-2:]
     colour = u[:, _COLOUR:]
+    if policy.pad:
+        x, boxes = pad(x, (policy.pad,) * 4), _shifts(u, (high, wide), policy.pad)
+    else:
+        boxes = crop_boxes(u[:, :_COLOUR], (high, wide), policy)
     x = resized_crop(
         x,
-        crop_boxes(u[:, :_COLOUR], (high, wide), policy),
+        boxes,
         (policy.size or high, policy.size or wide),
         mirrored=colour[:, 0] < policy.flip,
     )
@@ -148,6 +158,12 @@ def crop_boxes(u: Tensor, size: tuple[int, int], policy: Policy) -> Tensor:
     j = (u[:, 2 * _TRIES + 1] * (wide - w + 1)).floor()
     drawn = torch.stack([i, j, h, w], 1).long()
     return torch.where(fits.any(1, keepdim=True), drawn, torch.tensor(_central(high, wide, policy.ratio)))
+
+
+def _shifts(u: Tensor, size: tuple[int, int], by: int) -> Tensor:
+    """Boxes of the image's own size within the image padded by so many pixels, uniform over all of them."""
+    places = (u[:, 2 * _TRIES : 2 * _TRIES + 2] * (2 * by + 1)).long()
+    return torch.cat([places, torch.tensor([size]).expand(len(u), 2)], 1)
 
 
 def _central(high: int, wide: int, ratio: tuple[float, float]) -> list[int]:

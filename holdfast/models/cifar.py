@@ -104,9 +104,9 @@ class Bottleneck(nn.Module):
 def _shortcut(c_in: int, c_out: int, stride: int, *, padded: bool) -> nn.Module:
     if stride == 1 and c_in == c_out:
         return nn.Identity()
-    if padded:
-        return OptionA(c_out - c_in)
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    # Drawn for option A too, so that a seed's weights are those of older versions.
+    convolved = (nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    return OptionA(c_out - c_in) if padded else nn.Sequential(*convolved)
 
 
 class SmallResNet(Staged):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from holdfast import draws
 from holdfast.attacks.balls import Ball
 from holdfast.data.batches import Rows
 from holdfast.errors import ConflictError
@@ -102,7 +103,7 @@ class PGD(Stateless):
         alpha: step in pixel units.
         steps: gradient steps.
         norm: BatchNorm during the ascent, see `Adversary`.
-        begin: random, or zero, as some published code has it.
+        begin: random; zero, as some published code has it; or normal, 0.001 times a normal draw (TRADES).
     """
 
     ball: Ball
@@ -110,7 +111,7 @@ class PGD(Stateless):
     alpha: float
     steps: int
     norm: BatchNorm = "batch"
-    begin: Literal["random", "zero"] = "random"
+    begin: Literal["random", "zero", "normal"] = "random"
 
     def propose(self, method: Method, views: Views, truth: Rows) -> dict[str, Tensor]:
         """The last iterate of the ascent, one perturbation per attacked view, all raised together."""
@@ -128,6 +129,9 @@ class PGD(Stateless):
         radius = torch.full((len(keys),), self.eps, device=next(iter(clean.values())).device)
         if self.begin == "zero":
             return {name: x.clone() for name, x in clean.items()}, radius
+        if self.begin == "normal":
+            drawn = {name: draws.normal(keys, x.shape[1:], "adversary", name).to(x) for name, x in clean.items()}
+            return {name: self.ball.project(x, x + 0.001 * drawn[name], radius) for name, x in clean.items()}, radius
         return {name: self.ball.start(x, radius, keys, "adversary", name) for name, x in clean.items()}, radius
 
     def _stepped(self, clean: Views, seen: Views, gradients: tuple[Tensor, ...], radius: Tensor) -> dict[str, Tensor]:

@@ -23,14 +23,16 @@ from holdfast.train_config import TrainConfig
 from holdfast.training import batchnorm
 from holdfast.training.adversary import PGD, Adversary, Free, NoAdversary, SummedPGD
 from holdfast.training.methods.method import Method
-from holdfast.training.methods.table import METHODS, READS
+from holdfast.training.methods.table import HEADED, METHODS, READS
 from holdfast.training.ranks import world
 from holdfast.training.schedule import Pace
 
 _FROM_ZERO = ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed")
 _OF_METHODS = (
-    "temperature", "dim", "hidden", "momentum", "prototypes", "queue", "crops", "small_crops", "small_size",
+    "temperature", "dim", "hidden", "momentum", "prototypes", "queue", "crops", "small_crops", "small_size", "beta",
 )  # fmt: skip
+FALLS = (0.6, 0.8)
+"""Where the stepped schedule falls: epochs 15 and 20 of 25 in DeACL's fine-tuning."""
 _ATTACK = {"none": (), "pgd": ("eps", "steps"), "pgd_summed": ("eps", "steps"), "free": ("eps", "replays")}
 
 
@@ -68,7 +70,7 @@ def check(config: TrainConfig) -> None:
 def _check_reads(config: TrainConfig) -> None:
     """Refuse a field that the method would pass over."""
     plain = TrainConfig()
-    for name in _OF_METHODS:
+    for name in (*_OF_METHODS, "trained"):
         if getattr(config, name) != getattr(plain, name) and name not in READS[config.method]:
             readers = ", ".join(method for method in METHODS if name in READS[method])
             raise ConfigError(
@@ -76,6 +78,14 @@ def _check_reads(config: TrainConfig) -> None:
                 asked=f"--{name.replace('_', '-')} {getattr(config, name)} was asked for.",
                 next=f"Leave it out, or train {readers}.",
             )
+    if config.method == "trades" and config.adversary == "none":
+        raise ConfigError("trades needs an adversary.", next="Add --adversary pgd, or train supervised.")
+    if config.batchnorm != "frozen" and config.trained == "head" and config.batchnorm != plain.batchnorm:
+        raise ConfigError(
+            "the BatchNorms of an encoder that stays as it is keep their running statistics.",
+            asked=f"--trained head --batchnorm {config.batchnorm} was asked for.",
+            next="Leave --batchnorm out.",
+        )
     if config.batchnorm == "dual" and config.adversary == "none":
         raise ConfigError(
             "a second set of BatchNorm is for perturbed views.", next="Add --adversary pgd, or leave --batchnorm out."
@@ -83,7 +93,8 @@ def _check_reads(config: TrainConfig) -> None:
 
 
 def encoder_for(config: TrainConfig) -> Encoder:
-    """The encoder that training starts from, without a classification head; it expects the size asked for.
+    """The encoder that training starts from; it expects the size asked for. It has no head but for methods that train
+    one (`headed`).
 
     A plain name is an architecture with random weights, drawn by the seed. What says where its weights are is loaded: a
     path, `kind:...`, or a timm name with a tag (`resnet18.a1_in1k`).
@@ -94,10 +105,37 @@ def encoder_for(config: TrainConfig) -> Encoder:
     name = config.model
     said = Path(name).exists() or any(sign in name for sign in "/:.")
     encoder = load(name if said else f"random:{name}:{config.seed}")
-    if encoder.head is not None:
+    if encoder.head is not None and config.method not in HEADED:
         encoder.trunk.reset_classifier(0)  # type: ignore[operator]
     if config.size:
         encoder.geometry = encoder.geometry._replace(size=config.size, resize=config.resize)
+    return encoder
+
+
+def headed(encoder: Encoder, config: TrainConfig, classes: int) -> Encoder:
+    """The encoder with the head that its method trains, where it trains one.
+
+    The checkpoint's own head stays where it tells as many classes apart; otherwise a new one is drawn by the seed.
+
+    Args:
+        encoder: changed in place.
+        config: names the method.
+        classes: of the images.
+
+    Raises:
+        ConfigError: the module cannot be given a head.
+    """
+    if config.method not in HEADED or encoder.classes == classes:
+        return encoder
+    reset = getattr(encoder.trunk, "reset_classifier", None)
+    if reset is None:
+        raise ConfigError(
+            f"{config.model} cannot be given a head for {classes} classes.",
+            asked=f"{config.method} trains a head of the encoder's own.",
+            next="Its module needs reset_classifier(n) and get_classifier(), as timm's models have them.",
+        )
+    with seeded(torch.device("cpu"), config.seed, "head"):
+        reset(classes)
     return encoder
 
 
@@ -126,7 +164,8 @@ def adversary_for(config: TrainConfig) -> Adversary:
     """The adversary that the config asks for."""
     if config.adversary == "none":
         return NoAdversary()
-    norm: Literal["eval", "batch"] = "eval" if config.batchnorm == "frozen" else "batch"
+    still = config.batchnorm == "frozen" or config.trained == "head"
+    norm: Literal["eval", "batch"] = "eval" if still else "batch"
     if config.adversary == "free":
         return Free(ball(config.norm), config.eps, config.alpha or config.eps, config.replays, norm)
     alpha = config.alpha or 2.5 * config.eps / config.steps
@@ -138,7 +177,9 @@ def pace_for(config: TrainConfig, adversary: Adversary, per_epoch: int) -> Pace:
     """The learning rate over all optimizer steps, replays counted."""
     batches = per_epoch * config.epochs
     warmup = round(config.warmup * per_epoch * adversary.replays)
-    return Pace(batches * adversary.replays, warmup, config.lr, batches if config.schedule == "rewarmed" else 0)
+    half = batches if config.schedule == "rewarmed" else 0
+    falls = FALLS if config.schedule == "stepped" else ()
+    return Pace(batches * adversary.replays, warmup, config.lr, half, falls)
 
 
 def fabric_on(device: str) -> Fabric:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from holdfast.records import Data
 from holdfast.train_config import TrainConfig
+from holdfast.training.methods.table import LABELLED
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _adversary(config: TrainConfig) -> str:
 
 
 def _labels(config: TrainConfig) -> str:
-    return "with labels" if config.method == "supcon" else "without labels"
+    return "with labels" if config.method in LABELLED else "without labels"
 
 
 def _held(facts: Facts) -> str:
@@ -109,7 +110,7 @@ def _knn(config: TrainConfig, facts: Facts) -> str:
     before, after = facts.knn
     if before is None or after is None:
         return "Not measured: there are no labels, or too few images."
-    alone = "" if config.method == "supcon" else " Labels served this check alone."
+    alone = "" if config.method in LABELLED else " Labels served this check alone."
     return (
         f"{after:.1%} (random weights: {before:.1%}) of {facts.held:,} held-out images, by the 20 nearest training "
         "images in cosine with weights exp(cosine / 0.07)." + alone
@@ -129,6 +130,7 @@ _OPTIMIZERS = {
     "lars": "LARS (trust 0.005, clipped) on SGD with Nesterov momentum 0.9",
 }
 _SCHEDULES = {
+    "stepped": "a tenth after 60 % of the steps and a hundredth after 80 %",
     "cosine": "a cosine to zero at the last optimizer step",
     "rewarmed": "a cosine that is zero after as many optimizer steps as there are batches, and rises again",
 }

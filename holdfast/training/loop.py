@@ -15,24 +15,22 @@ from holdfast import disk, draws
 from holdfast.data.sources import images_for, open_source
 from holdfast.errors import ConfigError, DataError, Interrupted, TrustError
 from holdfast.models.checkpoint import save
-from holdfast.models.encoder import Encoder, frozen
+from holdfast.models.encoder import Encoder
 from holdfast.progress import Bar, Say, say
 from holdfast.signals import Stopping
-from holdfast.tasks.neighbours import knn_accuracy
-from holdfast.tasks.spectrum import effective_rank
 from holdfast.train_config import TrainConfig
 from holdfast.training import build, resume
-from holdfast.training.batchnorm import routed, single
+from holdfast.training.batchnorm import single
 from holdfast.training.card import Facts, model_card
 from holdfast.training.feed import Chosen, feed
+from holdfast.training.methods.table import LABELLED
+from holdfast.training.monitoring import held_out
 from holdfast.training.pool import Pool
 from holdfast.training.ranks import anyone, gathered, rank, wait, world
 from holdfast.training.step import Trainee, train_step
 
 ENCODER, CARD = "encoder.safetensors", "README.md"
 PRODUCTS = (resume.STATE, resume.METRICS, ENCODER, CARD)
-_BANK = 10_000
-_CHUNK = 256
 _UNREAD = 20
 
 
@@ -101,7 +99,7 @@ def train(config: TrainConfig, *, say: Say = say) -> Path:
         say(f"training {config.model} with {config.method} on {len(run.pool.train):,} images (in {run.pool.kept})")
     with Stopping(say, ends="this step") as stopping, Bar("train", run.total - run.step) as bar:
         if not run.step:
-            _check_neighbours(run, bar.say)
+            _check_held_out(run, bar.say)
         for loss in _steps(run, bar.say):
             bar.advance(note=f"epoch {-(-run.step // run.per_epoch)}/{config.epochs} {loss}")
             _stop_if_asked(run, stopping)
@@ -122,6 +120,7 @@ def _prepared(config: TrainConfig) -> Run:
     if not per_epoch:
         raise DataError(f"{len(pool.train)} images do not fill a batch of {config.batch}.", next="Lower --batch.")
     _check_batch(config, pool)
+    build.headed(encoder, config, len(pool.source.classes))
     with build.seeded(torch.device("cpu"), config.seed, "method"):
         method = build.method_for(encoder, config, max(pool.size))
     wrapped, optimizer = fabric.setup(method, build.optimizer_for(method, config))
@@ -148,16 +147,16 @@ def _check_batch(config: TrainConfig, pool: Pool) -> None:
     Raises:
         ConfigError, DataError: what is missing.
     """
+    if config.method in LABELLED and pool.labels is None:
+        raise DataError(
+            f"{pool.source.data.root or pool.source.data.source} has no labels.",
+            asked=f"{config.method} {LABELLED[config.method]}.",
+            next="holdfast train simclr needs none.",
+        )
     if config.batch % world():
         raise ConfigError(
             f"a batch of {config.batch} cannot be divided among {world()} processes.",
             next=f"Give --batch {config.batch // world() * world() or world()}.",
-        )
-    if config.method == "supcon" and pool.labels is None:
-        raise DataError(
-            f"{pool.source.data.root or pool.source.data.source} has no labels.",
-            asked="supcon takes images of one class as partners.",
-            next="holdfast train simclr needs none.",
         )
 
 
@@ -192,7 +191,7 @@ def _steps(run: Run, say: Say) -> Iterator[str]:
 
 
 def _after(run: Run, say: Say) -> str:
-    """What is due after a step: read losses, check neighbours, save. Returns the loss where it was read."""
+    """What is due after a step: read losses, check the held-out images, save. Returns the loss where it was read."""
     epoch, rest = divmod(run.step, run.per_epoch)
     last = run.step == run.total
     checks = last or (run.config.knn_every and not rest and not epoch % run.config.knn_every)
@@ -201,7 +200,7 @@ def _after(run: Run, say: Say) -> str:
     if checks or saves or len(run.unread) >= _UNREAD or run.unread[-1][2].device.type == "cpu":
         shown = _read_losses(run)
     if checks:
-        _check_neighbours(run, say)
+        _check_held_out(run, say)
     if saves:
         _save(run)
     return shown
@@ -266,27 +265,21 @@ def _stop_if_asked(run: Run, stopping: Stopping) -> None:
         raise
 
 
-def _check_neighbours(run: Run, say: Say) -> None:
-    """kNN accuracy of the held-out images, where there are any, with the encoder as it is."""
-    if not len(run.pool.held) or run.pool.labels is None or rank():
+def _check_held_out(run: Run, say: Say) -> None:
+    """Measure the encoder as it is on the held-out images, where there are any."""
+    if rank():
         return
-    chosen = draws.subset(len(run.pool.train), _BANK, run.config.seed, "neighbours")
-    bank = run.pool.train[torch.tensor(chosen)]
-    vectors, queries = _embedded(run, bank), _embedded(run, run.pool.held)
-    labels = run.pool.labels
-    accuracy = knn_accuracy(queries, labels[run.pool.held], vectors, labels[bank])
-    spread = effective_rank(queries)
-    run.metrics.append({"step": run.step, "knn_accuracy": accuracy, "effective_rank": spread})
+    method = run.trainee.method
+    found = held_out(run.encoder, run.pool, seed=run.config.seed, perturbed=method.dual)
+    if not found:
+        return
+    width = int(found.pop("width"))
+    run.metrics.append({"step": run.step, **found})
+    head = f"accuracy {found['accuracy']:.1%}, " if "accuracy" in found else ""
     say(
-        f"step {run.step:,}: kNN accuracy {accuracy:.1%} of {len(queries):,} held-out images, effective rank "
-        f"{spread:.1f} of {queries.shape[1]}"
+        f"step {run.step:,}: {head}kNN accuracy {found['knn_accuracy']:.1%} of {len(run.pool.held):,} held-out images, "
+        f"effective rank {found['effective_rank']:.1f} of {width}"
     )
-
-
-def _embedded(run: Run, numbers: Tensor) -> Tensor:
-    moved = run.trainee.method.dual
-    with frozen(run.encoder), torch.no_grad(), routed(run.encoder, perturbed=moved):
-        return torch.cat([run.encoder(run.pool.pixels(part)).pooled for part in torch.split(numbers, _CHUNK)])
 
 
 def _export(run: Run) -> None:

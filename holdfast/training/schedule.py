@@ -1,4 +1,4 @@
-"""The learning rate: a linear warm-up, then half a cosine to zero (Loshchilov and Hutter, SGDR, ICLR 2017)."""
+"""The learning rate: a linear warm-up, then half a cosine to zero (Loshchilov and Hutter, ICLR 2017), or steps."""
 
 from __future__ import annotations
 
@@ -34,15 +34,19 @@ class Pace:
         peak: the largest rate.
         half: optimizer steps after which the cosine has come to zero; 0 = at the end. A smaller number lets the rate
             rise and fall again, as in published code whose schedule counts batches and is moved on by every replay.
+        falls: shares of the run after which the rate is a tenth of what it was, in place of the cosine.
     """
 
     total: int
     warmup: int
     peak: float
     half: int = 0
+    falls: tuple[float, ...] = ()
 
     def rate(self, step: int) -> float:
         """Of one optimizer step, 0 for the first."""
+        if self.falls and step >= self.warmup:
+            return self.peak * 0.1 ** sum(self.done(step) >= share for share in self.falls)
         return learning_rate(step, total=self.half or self.total, warmup=self.warmup, peak=self.peak)
 
     def done(self, step: int) -> float:

@@ -122,8 +122,11 @@ class Method(nn.Module, ABC):
 
 def said(policy: Policy) -> str:
     """What is drawn for a view, in words."""
+    crop = f"a crop of {_span(policy.scale)} of the area"
+    if policy.pad:
+        crop = f"a crop of the image's own size from the image with {policy.pad} black pixels around it"
     words = [
-        f"a crop of {_span(policy.scale)} of the area",
+        crop,
         f"mirrored with probability {policy.flip:g}",
         f"colours changed with {policy.jitter:g} (brightness {policy.brightness:g}, contrast {policy.contrast:g}, "
         f"saturation {policy.saturation:g}, hue {policy.hue:g})",

@@ -15,6 +15,7 @@ from holdfast.training.methods.empssl import EMPSSL
 from holdfast.training.methods.method import FIRST, SECOND, Method
 from holdfast.training.methods.simclr import SimCLR
 from holdfast.training.methods.simsiam import SimSiam
+from holdfast.training.methods.supervised import IMAGE, TRADES, Supervised
 from holdfast.training.methods.swav import SwAV
 
 Build = Callable[[Encoder, TrainConfig, int], Method]
@@ -39,8 +40,10 @@ READS = {
     "empssl": ("dim", "hidden", "crops"),
     "simclr": ("temperature", "dim", "hidden"),
     "simsiam": ("dim", "hidden"),
+    "supervised": ("trained",),
     "supcon": ("temperature", "dim", "hidden"),
     "swav": ("temperature", "dim", "hidden", "prototypes", "queue", "small_crops", "small_size"),
+    "trades": ("beta", "trained"),
 }
 """Fields of a config that a method reads, of those that not all do."""
 
@@ -123,6 +126,18 @@ def empssl(encoder: Encoder, config: TrainConfig, side: int) -> Method:
     )
 
 
+def supervised(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """Cross-entropy through the encoder's own head."""
+    still = config.trained == "head"
+    return Supervised(encoder, policy=_weak(config, side), still=still, attacked=_image(config))
+
+
+def trades(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """TRADES through the encoder's own head."""
+    still, beta = config.trained == "head", config.beta or 6.0
+    return TRADES(encoder, policy=_weak(config, side), beta=beta, still=still, attacked=_image(config))
+
+
 METHODS: dict[str, Build] = {
     "barlow": barlow,
     "byol": byol,
@@ -131,8 +146,18 @@ METHODS: dict[str, Build] = {
     "simclr": simclr,
     "simsiam": simsiam,
     "supcon": simclr,
+    "supervised": supervised,
     "swav": swav,
+    "trades": trades,
 }
+LABELLED = {
+    "supcon": "takes images of one class as partners",
+    "supervised": "learns the labels",
+    "trades": "learns the labels",
+}
+"""Methods that read labels, and for what."""
+HEADED = ("supervised", "trades")
+"""Methods that train a classification head of the encoder's own."""
 
 
 def changed(policy: Policy, config: TrainConfig) -> Policy:
@@ -176,3 +201,14 @@ def _multi(config: TrainConfig, side: int) -> dict[str, Policy]:
 
 def _second(config: TrainConfig) -> tuple[str, ...]:
     return () if config.adversary == "none" else (SECOND,)
+
+
+def _image(config: TrainConfig) -> tuple[str, ...]:
+    return () if config.adversary == "none" else (IMAGE,)
+
+
+def _weak(config: TrainConfig, side: int) -> Policy:
+    """Padded crops below 96 pixels, crops of any size from there on; mirror images; no change of colour."""
+    plain = Policy(size=side, jitter=0.0, grey=0.0)
+    shifted = side < SMALL and config.crop is None and config.policy == "crops"
+    return changed(replace(plain, pad=side // 8, scale=(1.0, 1.0)) if shifted else plain, config)
