@@ -33,12 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from attack_peers import clock, machine
 
 from holdfast import draws
-from holdfast.data.views import view
 from holdfast.train_config import TrainConfig
 from holdfast.training import build
 from holdfast.training.methods.empssl import coding_rate
 from holdfast.training.methods.table import EMP
 from holdfast.training.step import Trainee, train_step
+from holdfast.views import view
 
 EPS, ALPHA = 8 / 255, 0.01
 PUBLISHED = 10 * 500 * 3

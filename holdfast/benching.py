@@ -17,12 +17,12 @@ from holdfast.corruptions.table import made_for
 from holdfast.data import corrupted
 from holdfast.data.sources import parse
 from holdfast.devices import device_of
+from holdfast.environment import environment
 from holdfast.errors import ConfigError, nearest
 from holdfast.evaluation import plan
 from holdfast.evaluation.blocks import Bench
 from holdfast.evaluation.checks import checks_record
 from holdfast.evaluation.curves import subjects
-from holdfast.evaluation.environment import environment
 from holdfast.evaluation.estimate import estimate
 from holdfast.evaluation.rows import called, full
 from holdfast.evaluation.run import Run as Work

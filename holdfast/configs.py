@@ -323,6 +323,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
     Attributes:
         recipe: a shipped recipe's name, or a YAML file.
         inputs: what the recipe asks for, `name=value` each: `data=imgs/`.
+        set: options of the recipe's choices, `scale=full`, or single words of them, `epochs=3`.
         out: folder of its steps; empty = `runs/<name>`.
         device: for every step that does not say.
         dry_run: print the steps and their estimates, and stop.
@@ -330,6 +331,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     recipe: str = ""
     inputs: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
     out: str = ""
     device: str = "auto"
     dry_run: bool = False

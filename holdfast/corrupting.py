@@ -29,9 +29,9 @@ from holdfast.data.batches import Pixels8, Source
 from holdfast.data.copies import NAMES, RECORD, Copy, Layout, read_copy
 from holdfast.data.sources import images, open_source
 from holdfast.devices import device_of
+from holdfast.environment import environment
 from holdfast.errors import ConfigError, ConflictError, DataError, nearest
 from holdfast.evaluation.blocks import spans
-from holdfast.evaluation.environment import environment
 from holdfast.evaluation.plan import textures
 from holdfast.progress import Bar, Say
 from holdfast.records import Corruption

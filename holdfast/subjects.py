@@ -27,6 +27,7 @@ from holdfast.tasks.features import Extracted, cached
 from holdfast.tasks.saliency import Saliency
 from holdfast.tasks.task import Task
 from holdfast.training.probe import fit_linear
+from holdfast.views import worded
 
 KEPT_ENCODERS = ENCODERS_PER_JOB
 KEPT_PARTNERS = 2
@@ -157,9 +158,10 @@ class Stock:
             self._handed[encoder.digest()] = encoder
             models.append(msgspec.structs.replace(encoder.model, name=encoder.name))
         for spec in config.encoders:
-            for path in series(Path(spec)) if _is_series(Path(spec)) else [spec]:
+            words, inner = worded(spec)
+            for path in series(Path(inner)) if _is_series(Path(inner)) else [inner]:
                 bare = Model(
-                    spec=str(path),
+                    spec=f"{words}{path}",
                     arch=config.arch,
                     options=config.options,
                     mean=config.mean,
@@ -185,6 +187,7 @@ class Stock:
 
     def _subject(self, model: Model) -> Subject:
         config, encoder = self.config, self.encoder(model)
+        _check_crops(model, config.data)
         if parse(config.data)[0] in corrupted.KINDS:
             return self._corrupted_alone(model)
         shown = self._open(encoder.geometry, config.split, "test", config.limit)
@@ -330,6 +333,24 @@ class Stock:
         # Weights alone do not say how they are read: the whole record does, but for the name on the page.
         record = msgspec.structs.replace(model, name="", head="", head_level="")
         return self.heads / f"{record.digest()[:16]}-{read.digest()[:16]}.safetensors"
+
+
+def _check_crops(model: Model, data: str) -> None:
+    """Crops that are perturbed each for itself lie in the images: both must say the same.
+
+    Raises:
+        ConfigError: one says it and the other does not.
+    """
+    reads, gives = worded(model.spec)[0], worded(data)[0]
+    wanted = reads.replace("apart:", "") if "apart" in reads else ""
+    if wanted != gives:
+        what = f"reads crops that lie apart ({reads})" if wanted else "reads whole images"
+        raise ConfigError(
+            f"{model.name or model.spec} {what}, {data} holds {f'crops ({gives})' if gives else 'whole images'}.",
+            asked="An attack on each of n crops needs both.",
+            next=f"Write --data {wanted}{worded(data)[1]}, or the encoder as "
+            f"{gives + 'apart:' if gives else ''}{worded(model.spec)[1]}.",
+        )
 
 
 def _is_series(path: Path) -> bool:

@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
+
 from holdfast.configs import OnImages
 from holdfast.data import corrupted, dense, folders, listings, official, shifts
 from holdfast.data.batches import Source
+from holdfast.data.stacked import Stacked
 from holdfast.errors import DataError, nearest
 from holdfast.records import Data
+from holdfast.views import worded
 
 _READERS: Mapping[str, Callable[[Path], listings.Splits]] = {
     **official.READERS,
@@ -65,7 +69,8 @@ def parse(text: str) -> tuple[str, str]:
 
     Args:
         text: "scenes", "kind:folder", or a folder. A folder that holds an official set is read as that set; else as
-            class folders where it has any folder, else as flat.
+            class folders where it has any folder, else as flat. "crops:16:" before it: the views that an encoder of n
+            crops would cut of every image, one below the other (`stacked`).
 
     Returns:
         Kind (one of `layouts()`) and root ("" for scenes).
@@ -73,6 +78,9 @@ def parse(text: str) -> tuple[str, str]:
     Raises:
         DataError: an unknown kind, no folder there, or a folder with several official sets.
     """
+    words, inner = worded(text)
+    if words:
+        return words + _whole(inner, words), parse(inner)[1]
     if text == "scenes":
         return "scenes", ""
     kind, colon, root = text.partition(":")
@@ -92,6 +100,22 @@ def parse(text: str) -> tuple[str, str]:
     if sets:
         return sets[0], str(path)
     return ("folder" if folders.subfolders(path) else "flat"), str(path)
+
+
+def _whole(text: str, words: str) -> str:
+    """The kind of images of which crops are wanted.
+
+    Raises:
+        DataError: crops of them would have no truth, or were asked for twice.
+    """
+    kind = parse(text)[0]
+    if "apart" in words or worded(text)[0] or kind in corrupted.KINDS or kind in dense.READERS:
+        raise DataError(
+            f"{words}{text} cannot be read.",
+            asked="The crops of every image, one below the other.",
+            next="Give clean images with labels, or none: --data crops:16:cifar10:folder.",
+        )
+    return kind
 
 
 def images(
@@ -214,6 +238,10 @@ def open_source(data: Data) -> Source:
         DataError: an unknown kind, a missing folder, split or class, an empty class folder, classes that the training
             split has not, images beside class folders, an unreadable file, different sizes, another digest.
     """
+    words, kind = worded(data.source)
+    if words:
+        inner = open_source(msgspec.structs.replace(data, source=kind, digest_of_images=""))
+        return Stacked(inner, words, data)
     if data.source == "scenes":
         from holdfast.data.scenes import Scenes
 
@@ -241,6 +269,7 @@ def splits(text: str) -> tuple[str, ...]:
 
 
 def _splits(kind: str, root: str) -> tuple[str, ...]:
+    kind = worded(kind)[1]
     if kind == "scenes":
         from holdfast.data.scenes import SPLITS
 

@@ -22,12 +22,12 @@ from holdfast.attacks.methods import budget
 from holdfast.corruptions.table import check as check_corruption
 from holdfast.corruptions.table import moves, notes
 from holdfast.data.copies import read_copy
+from holdfast.environment import environment
 from holdfast.errors import CellsFailed, Interrupted, MemoryShortage, UserError
 from holdfast.evaluation.adversarial import merged
 from holdfast.evaluation.blocks import Bench, Block, Outcomes, joined, outcomes, spans
 from holdfast.evaluation.cell_checks import flags
 from holdfast.evaluation.dense_pictures import answered
-from holdfast.evaluation.environment import environment
 from holdfast.evaluation.keeping import Kept
 from holdfast.evaluation.measuring import measured
 from holdfast.evaluation.pictures import looks

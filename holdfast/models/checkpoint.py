@@ -19,8 +19,10 @@ from holdfast.codec import build
 from holdfast.errors import CheckpointError, ConfigError
 from holdfast.models import architectures, cifar, containers, matching
 from holdfast.models.architectures import Manners
-from holdfast.models.encoder import Encoder, Geometry
+from holdfast.models.encoder import NECK, Encoder, Geometry
+from holdfast.models.multicrop import MultiCrop
 from holdfast.records import Model
+from holdfast.views import worded
 
 FILE = "encoder.safetensors"
 
@@ -36,7 +38,8 @@ def load(
 
     Args:
         spec: a timm name (its published weights), `hf-hub:owner/name`, a weights file, a run folder,
-            `package.module:factory`, `random:ARCH` or `random:ARCH:SEED`, a module, or a `Model`.
+            `package.module:factory`, `random:ARCH` or `random:ARCH:SEED`, a module, or a `Model`. `crops:16:` or
+            `patches:16:` before any of them averages features over so many views (`multicrop`).
         model: `Model` with the other fields, where `spec` is a text or a module.
         device: where to.
         fields: of `Model`: `arch` and `weights` are for bare weights files, `options` for whatever is built here,
@@ -53,9 +56,14 @@ def load(
     if isinstance(spec, Encoder) and model is None and not fields:
         return spec.to(device)
     wish = _wish(spec, model, fields)
+    words, inner = worded(wish.spec)
+    wish = msgspec.structs.replace(wish, spec=inner)
     # A module that was handed over keeps its modes: it may be in the middle of a training loop.
     encoder = _module(spec, wish) if isinstance(spec, nn.Module) else _opened(wish).eval()
     encoder = encoder.to(device)
+    if words:
+        encoder = MultiCrop(encoder, words, msgspec.structs.replace(encoder.model, spec=words + wish.spec)).eval()
+        encoder = encoder.to(device)
     if wish.digest_of_weights and wish.digest_of_weights != encoder.digest():
         raise CheckpointError(
             f"the weights of {wish.spec} are not those of the record ({wish.digest_of_weights[:12]}).",
@@ -77,7 +85,14 @@ def save(encoder: Encoder, path: str | Path, *, extra: Mapping[str, str] | None 
     """
     file = Path(path)
     file = file if file.suffix == ".safetensors" else file / FILE
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in encoder.trunk.state_dict().items()}
+    if isinstance(encoder, MultiCrop):
+        raise ConfigError(f"{encoder.name} reads crops; its weights are the encoder's own.", next="Save that.")
+    parts = {"": encoder.trunk, f"{NECK}.": encoder.neck}
+    tensors = {
+        prefix + n: t.detach().cpu().contiguous().clone()
+        for prefix, part in parts.items()
+        for n, t in (part.state_dict() if part is not None else {}).items()
+    }
     model = encoder.model
     ours = {
         "format": "pt",
@@ -90,6 +105,8 @@ def save(encoder: Encoder, path: str | Path, *, extra: Mapping[str, str] | None 
         "geometry": json.dumps(encoder.geometry),
         "digest": model.digest_of_weights,
     }
+    if encoder.neck is not None:
+        ours[NECK] = json.dumps([encoder.dim, encoder.dims(NECK)])
     return disk.write(file, save_safetensors(tensors, {**(extra or {}), **ours}))
 
 
@@ -179,7 +196,19 @@ def _given(encoder: Encoder, wish: Model) -> Encoder:
         std=encoder.std.flatten().tolist(),
         geometry=encoder.geometry,
         model=model,
+        neck=encoder.neck,
     )
+
+
+def _of(name: str, neck: nn.Module | None) -> str:
+    """The prefix of the part that a tensor belongs to."""
+    return f"{NECK}." if neck is not None and name.startswith(f"{NECK}.") else ""
+
+
+def _neck(width: int, dim: int) -> nn.Sequential:
+    """A neck of EMP-SSL's shape, its weights still to come; the global generator is left as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return nn.Sequential(nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.ReLU())
 
 
 def _made(trunk: nn.Module, wish: Model, *, arch: str, fresh: bool = False) -> Encoder:
@@ -300,11 +329,16 @@ def _ours(path: Path, content: containers.Content, wish: Model) -> Encoder:
     if ":" not in arch:
         keywords["num_classes"] = int(said["classes"])
     trunk = architectures.build(arch, keywords)
-    matching.fit_exactly(content.tensors, trunk, file=path.name, arch=arch)
-    trunk.load_state_dict(content.tensors)
+    neck = _neck(*json.loads(said[NECK])) if NECK in said else None
+    for part, prefix in ((trunk, ""), (neck, f"{NECK}.")):
+        if part is not None:
+            found = {n.removeprefix(prefix): t for n, t in content.tensors.items() if _of(n, neck) == prefix}
+            matching.fit_exactly(found, part, file=path.name, arch=prefix.rstrip(".") or arch)
+            part.load_state_dict(found)
     own = Manners(json.loads(said["mean"]), json.loads(said["std"]), Geometry(*json.loads(said["geometry"])))
     model = msgspec.structs.replace(wish, arch=arch, options=options)
     encoder = _dressed(trunk, own, model)
+    encoder.neck = neck
     if wish.mean is None and wish.std is None and encoder.digest() != said["digest"]:
         raise CheckpointError(
             f"{path} was changed after it was saved: its digest differs.", next="Save or copy it again."

@@ -21,6 +21,7 @@ from holdfast.records import Model
 __all__ = ["Encoder", "Engine", "Features", "Geometry", "Precision", "frozen"]
 
 NORMS = ("eval", "batch")
+NECK = "neck"
 
 
 class Geometry(NamedTuple):
@@ -46,6 +47,8 @@ class Encoder(nn.Module):
         std: per channel, above zero.
         geometry: images that it expects.
         model: where it comes from; `mean` and `std` are filled in.
+        neck: from `pooled` to the features that a method of pre-training reads in its place (EMP-SSL's "pre-feature"),
+            [b, d] -> [b, width]: the level `neck`.
 
     An autocast outside is switched off, so that no caller can move the pixels; `precision` is an argument of a pass.
 
@@ -64,6 +67,7 @@ class Encoder(nn.Module):
         std: Sequence[float] = (1.0, 1.0, 1.0),
         geometry: Geometry | None = None,
         model: Model | None = None,
+        neck: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -74,6 +78,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.trunk = trunk
+        self.neck = neck
         self.geometry = geometry or Geometry()
         given = model or Model(spec=f"module:{type(trunk).__name__}")
         m, s = (tuple(float(v) for v in values) for values in (mean, std))
@@ -122,8 +127,9 @@ class Encoder(nn.Module):
         A map is averaged over its positions, the class tokens of `clsN` are laid end to end. Arguments and errors as
         `forward`.
         """
-        if level == "pooled":
-            return cast(Features, self(pixels, precision=precision, engine=engine)).pooled
+        if level in ("pooled", NECK):
+            pooled = self._seen(pixels, Wanted(), precision, engine).pooled
+            return pooled if level == "pooled" else self._necked(pooled)
         self._reader.check((level,))
         seen = self._seen(pixels, Wanted((level,), only=True), precision, engine)
         return seen.maps[level].mean((2, 3)) if level in seen.maps else seen.prefix[level].flatten(1)
@@ -172,12 +178,12 @@ class Encoder(nn.Module):
     @property
     def levels(self) -> tuple[str, ...]:
         """The names that `forward` and `vector` take."""
-        return self._reader.levels
+        return (*self._reader.levels, *([NECK] if self.neck is not None else []))
 
     @property
     def mapped(self) -> tuple[str, ...]:
         """The levels that have positions, whose `tokens` can be read."""
-        return tuple(name for name in self.levels if name != "pooled" and not name.startswith("cls"))
+        return tuple(name for name in self.levels if name not in ("pooled", NECK) and not name.startswith("cls"))
 
     @property
     def dim(self) -> int:
@@ -186,6 +192,8 @@ class Encoder(nn.Module):
 
     def dims(self, level: str) -> int:
         """Width of `vector(pixels, level)`; a module that does not say is tried once on a black image."""
+        if level == NECK:
+            return int(cast(nn.Linear, self._neck()[0]).out_features)
         self._reader.check((level,))
         if level not in self._dims:
             width = self._reader.dims(level)
@@ -251,6 +259,17 @@ class Encoder(nn.Module):
         if self._first is None:
             self._first = (stem(self.trunk, x[:1].detach()),)
         return self._first[0]
+
+    def _necked(self, pooled: Tensor) -> Tensor:
+        with self._exact(pooled):
+            return cast(Tensor, self._neck()(pooled))
+
+    def _neck(self) -> nn.Sequential:
+        if self.neck is None:
+            raise ConfigError(
+                f"{self.name} has no neck.", next="Encoders that EMP-SSL trained have one; others are read at pooled."
+            )
+        return self.neck
 
     def _exact(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, enabled=False)

@@ -29,12 +29,16 @@ class Adversary(Protocol):
 
     Attributes:
         replays: optimizer steps per batch.
+        steps: passes of an ascent of its own, beside those that the weights learn from.
         norm: BatchNorm of the clean branch and of the ascent: `batch` = statistics of the batch, `eval` = running ones.
             Running statistics never change through either.
     """
 
     @property
     def replays(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
 
     @property
     def norm(self) -> BatchNorm: ...
@@ -79,6 +83,11 @@ class Stateless:
 @dataclass(frozen=True)
 class NoAdversary(Stateless):
     """Standard training."""
+
+    @property
+    def steps(self) -> int:
+        """None."""
+        return 0
 
     @property
     def norm(self) -> BatchNorm:
@@ -184,6 +193,11 @@ class Free:
     replays: int
     norm: BatchNorm = "batch"
     delta: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """None: it learns from the passes of the weights."""
+        return 0
 
     def __post_init__(self) -> None:
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}

@@ -107,6 +107,7 @@ def encoder_for(config: TrainConfig) -> Encoder:
     encoder = load(name if said else f"random:{name}:{config.seed}")
     if encoder.head is not None and config.method not in HEADED:
         encoder.trunk.reset_classifier(0)  # type: ignore[operator]
+    encoder.neck = None
     if config.size:
         encoder.geometry = encoder.geometry._replace(size=config.size, resize=config.resize)
     return encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from holdfast.records import Data
+from holdfast.records import Data, Environment
 from holdfast.train_config import TrainConfig
 from holdfast.training.methods.table import LABELLED
 
@@ -21,6 +21,9 @@ class Facts:
         side: of the images, in pixels.
         objective: the loss and its views, in a sentence.
         steps: optimizer steps.
+        passes: of the encoder, forward and backward, one image each.
+        seconds: wall time of all processes that worked on it.
+        hardware: where the last of them ran.
         knn: kNN accuracy of the random weights and of the trained ones; None where there is none.
     """
 
@@ -30,6 +33,9 @@ class Facts:
     side: tuple[int, int]
     objective: str
     steps: int
+    passes: int
+    seconds: float
+    hardware: Environment
     knn: tuple[float | None, float | None]
 
 
@@ -63,6 +69,7 @@ in [0, 1] and normalises inside.
 | learning rate | {config.lr:g} after {config.warmup:g} epochs, then {_SCHEDULES[config.schedule]} |
 | BatchNorm | {_BATCHNORMS[config.batchnorm]} |
 | precision | {config.precision} |
+| cost | {facts.passes:,} forward-backward passes of one view; {_duration(facts.seconds)} on {_hardware(facts)} |
 | seed | {config.seed} |
 
 ## kNN accuracy
@@ -75,6 +82,15 @@ in [0, 1] and normalises inside.
 - It saw the images above and nothing else; elsewhere its features may be worth little.
 - Training measures no robustness. `holdfast bench {config.out} --data {config.data}` does, and adds its numbers here.
 """
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _hardware(facts: Facts) -> str:
+    found = facts.hardware
+    return f"{found.device}, {found.threads} threads, torch {found.torch}"
 
 
 def _against(config: TrainConfig) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from holdfast import draws
 from holdfast.attacks.harm import Rows
-from holdfast.data.views import resized_crop
 from holdfast.errors import ConfigError
+from holdfast.views import resized_crop
 
 ENLARGED = 2.0
 """Images are enlarged up to so many times before they are cut."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from holdfast import disk, draws
 from holdfast.data.sources import images_for, open_source
+from holdfast.environment import environment
 from holdfast.errors import ConfigError, DataError, Interrupted, TrustError
 from holdfast.models.checkpoint import save
 from holdfast.models.encoder import Encoder
@@ -20,9 +22,11 @@ from holdfast.progress import Bar, Say, say
 from holdfast.signals import Stopping
 from holdfast.train_config import TrainConfig
 from holdfast.training import build, resume
+from holdfast.training.adversary import Adversary
 from holdfast.training.batchnorm import single
 from holdfast.training.card import Facts, model_card
 from holdfast.training.feed import Chosen, feed
+from holdfast.training.methods.method import Method
 from holdfast.training.methods.table import LABELLED
 from holdfast.training.monitoring import held_out
 from holdfast.training.pool import Pool
@@ -47,6 +51,8 @@ class Run:
         step: steps done.
         metrics: lines beside the state.
         unread: losses that the device may still be working on, by step.
+        spent: seconds of earlier processes, up to the state that this one began from.
+        began: when this one was ready to take steps.
     """
 
     config: TrainConfig
@@ -57,11 +63,18 @@ class Run:
     step: int
     metrics: resume.Metrics
     unread: list[tuple[int, float, Tensor]] = field(default_factory=list)
+    spent: float = 0.0
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def total(self) -> int:
         """Steps of the whole run."""
         return self.per_epoch * self.config.epochs
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run, all processes one after the other, what was lost between them left out."""
+        return self.spent + time.monotonic() - self.began
 
     @property
     def encoder(self) -> Encoder:
@@ -138,7 +151,8 @@ def _prepared(config: TrainConfig) -> Run:
         optimizer.load_state_dict(state["optimizer"])
         trainee.adversary.load_state_dict(state["adversary"])
     metrics = resume.Metrics(out, step if state else -1, writes=not rank())
-    return Run(config, pool, trainee, out, per_epoch, step, metrics)
+    spent = float(state.get("seconds", 0.0)) if state else 0.0
+    return Run(config, pool, trainee, out, per_epoch, step, metrics, spent=spent)
 
 
 def _check_batch(config: TrainConfig, pool: Pool) -> None:
@@ -244,6 +258,7 @@ def _save(run: Run) -> None:
         run.out,
         {
             "step": run.step,
+            "seconds": run.seconds,
             "images": run.pool.source.data.digest_of_images,
             "method": run.trainee.method.state_dict(),
             "optimizer": run.trainee.optimizer.state_dict(),
@@ -284,6 +299,7 @@ def _check_held_out(run: Run, say: Say) -> None:
 
 def _export(run: Run) -> None:
     """Write the card and the encoder, which says by being there that the run is complete."""
+    config, method = run.config, run.trainee.method
     first, last = run.metrics.first("knn_accuracy"), run.metrics.last("knn_accuracy")
     facts = Facts(
         data=run.pool.source.data,
@@ -292,10 +308,21 @@ def _export(run: Run) -> None:
         side=run.pool.size,
         objective=run.trainee.method.objective(),
         steps=run.total * run.trainee.adversary.replays,
+        passes=run.total * config.batch * _passes(method, run.trainee.adversary),
+        seconds=run.seconds,
+        hardware=environment(run.pool.device),
         knn=(first, last),
     )
-    disk.write(run.out / CARD, model_card(run.config, facts))
-    save(single(run.encoder, perturbed=True) if run.trainee.method.dual else run.encoder, run.out / ENCODER)
+    disk.write(run.out / CARD, model_card(config, facts))
+    run.encoder.neck = method.neck
+    save(single(run.encoder, perturbed=True) if method.dual else run.encoder, run.out / ENCODER)
+
+
+def _passes(method: Method, adversary: Adversary) -> int:
+    """Forward-backward passes of the encoder per image and batch: every view in every replay, attacked ones in every
+    step of the ascent as well; what is looked at without a gradient is not counted.
+    """
+    return adversary.replays * len(method.policies) + adversary.steps * len(method.attacked)
 
 
 def _order(run: Run, epoch: int) -> Tensor:

@@ -10,7 +10,8 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as peer
 
-from holdfast.data.views import (
+from holdfast.errors import ConfigError
+from holdfast.views import (
     SIMCLR_CIFAR,
     Policy,
     blur,
@@ -25,7 +26,6 @@ from holdfast.data.views import (
     turn_hue,
     view,
 )
-from holdfast.errors import ConfigError
 
 EVERYTHING = Policy(jitter=0.9, hue=0.3, grey=0.3, blur=0.5, solarise=0.5)
 

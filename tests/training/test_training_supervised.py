@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from holdfast.data.views import Policy, view
 from holdfast.errors import ConfigError
 from holdfast.models.checkpoint import load
 from holdfast.train_config import TrainConfig
@@ -16,6 +15,7 @@ from holdfast.training import build
 from holdfast.training.loop import train
 from holdfast.training.methods.supervised import divergence
 from holdfast.training.schedule import Pace
+from holdfast.views import Policy, view
 
 SMALL = TrainConfig(
     data="scenes", size=16, limit=70, model="cifar_resnet8", epochs=2, batch=16, lr=0.05, seed=5, device="cpu"

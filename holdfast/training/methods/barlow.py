@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
 from holdfast.training.ranks import gathered
+from holdfast.views import SIMCLR_CIFAR
 
 TARGET = "clean_first"
 LAMBDA = 0.005

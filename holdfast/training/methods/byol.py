@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
 from holdfast.training.methods.simsiam import apart
 from holdfast.training.methods.teacher import follow, follower, rising
+from holdfast.views import SIMCLR_CIFAR
 
 
 class BYOL(Method):

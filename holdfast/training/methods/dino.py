@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, said
 from holdfast.training.methods.teacher import follow, follower, rising
 from holdfast.training.ranks import gathered
+from holdfast.views import SIMCLR_CIFAR
 
 STUDENT, TEACHER = 0.1, 0.04
 """Temperatures; the teacher's is sharper."""

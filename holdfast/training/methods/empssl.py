@@ -111,6 +111,11 @@ class EMPSSL(Method):
         self.policies = policies
         self.attacked = attacked
 
+    @property
+    def neck(self) -> nn.Sequential:
+        """The pre-feature, which published evaluation reads."""
+        return self.pre_feature
+
     def project(self, x: Tensor) -> Tensor:
         """Projections of length one [b, dim] of pixels [b, 3, h, w]."""
         return normalize(self.projector(self.pre_feature(self.pooled(x))).float(), dim=1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import Policy, view
 from holdfast.models.encoder import Encoder, Precision
 from holdfast.training.batchnorm import routed
+from holdfast.views import Policy, view
 
 Views = Mapping[str, Tensor]
 Policies = Mapping[str, Policy]
@@ -92,6 +92,11 @@ class Method(nn.Module, ABC):
 
     def update(self) -> None:
         """What follows an optimizer step: a momentum teacher, a centre, a queue. Nothing here."""
+
+    @property
+    def neck(self) -> nn.Sequential | None:
+        """What stands between the encoder's features and the projector and is kept with the encoder; None here."""
+        return None
 
     def pooled(self, x: Tensor) -> Tensor:
         """The encoder's features of pixels [b, 3, h, w], float32 [b, d], at the method's precision."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
 from holdfast.training.ranks import gathered
+from holdfast.views import SIMCLR_CIFAR
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

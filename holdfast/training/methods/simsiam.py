@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
+from holdfast.views import SIMCLR_CIFAR
 
 TARGET = "clean_first"
 

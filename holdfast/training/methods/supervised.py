@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import Policy
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import Method, Views, said
 from holdfast.training.ranks import gathered
+from holdfast.views import Policy
 
 IMAGE = "image"
 

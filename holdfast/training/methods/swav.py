@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from holdfast.data.batches import Rows
-from holdfast.data.views import SIMCLR_CIFAR
 from holdfast.models.encoder import Encoder
 from holdfast.training.methods.method import FIRST, SECOND, Method, Policies, Views, mlp, said
 from holdfast.training.ranks import gathered, rank
+from holdfast.views import SIMCLR_CIFAR
 
 SHARPNESS = 0.05
 ROUNDS = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from holdfast.data.views import SIMCLR_CIFAR, SIMCLR_IMAGENET, Policy
 from holdfast.models.encoder import Encoder
 from holdfast.train_config import TrainConfig
 from holdfast.training.methods.barlow import BarlowTwins
@@ -17,6 +16,7 @@ from holdfast.training.methods.simclr import SimCLR
 from holdfast.training.methods.simsiam import SimSiam
 from holdfast.training.methods.supervised import IMAGE, TRADES, Supervised
 from holdfast.training.methods.swav import SwAV
+from holdfast.views import EMP, SIMCLR_CIFAR, SIMCLR_IMAGENET, Policy
 
 Build = Callable[[Encoder, TrainConfig, int], Method]
 
@@ -24,7 +24,6 @@ SMALL = 96
 """Below so many pixels views are those of CIFAR: without a blur, and without small crops unless asked for."""
 CROPS = 16
 
-EMP = Policy(hue=0.2, blur=0.1, solarise=0.1)
 BYOL_IMAGENET = (
     Policy(saturation=0.2, blur=1.0),
     Policy(saturation=0.2, blur=0.1, solarise=0.2),

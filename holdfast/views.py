@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,8 @@ class Policy:
 
 SIMCLR_CIFAR = Policy()
 SIMCLR_IMAGENET = Policy(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+EMP = Policy(hue=0.2, blur=0.1, solarise=0.1)
+"""EMP-SSL's (Tong et al. 2023), of images of 32 pixels."""
 
 
 def view(pixels: Tensor, keys: Tensor, policy: Policy, *parts: str | int) -> Tensor:
@@ -311,3 +313,46 @@ def _gaussian(sigma: Tensor, widest: float, n: int) -> Tensor:
     inside[:, :, 0] += weight[:, :, :radius].sum(2)
     inside[:, :, -1] += weight[:, :, radius + n :].sum(2)
     return inside
+
+
+# -- n crops for evaluation --------------------------------------------------------------------------------------------
+
+MULTICROPS: dict[str, Policy] = {"crops": EMP, "patches": replace(EMP, scale=(0.25, 0.25), ratio=(1.0, 1.0))}
+"""What a view is where n of them are averaged, by the word before an encoder: `crops:16:runs/a`. Colours change too."""
+MOST = 1024
+
+
+def worded(text: str) -> tuple[str, str]:
+    """The words before an encoder or images, and what follows: ("crops:16:", "runs/a"), ("crops:16:apart:", "runs/a").
+
+    Returns:
+        ("", text) where there are none.
+
+    Raises:
+        ConfigError: no number of crops, or nothing behind it.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in MULTICROPS:
+        return "", text
+    count, _, inner = rest.partition(":")
+    if not count.isdecimal() or not 1 <= int(count) <= MOST or not inner:
+        raise ConfigError(f'"{text}" says no number of crops (1 to {MOST}), or not of what.', next=f"{kind}:16:runs/a")
+    apart, colon, behind = inner.partition(":")
+    if apart == "apart" and colon and behind:
+        return f"{kind}:{count}:apart:", behind
+    return f"{kind}:{count}:", inner
+
+
+def crop_of(pixels: Tensor, kind: str, number: int) -> Tensor:
+    """View `number` of images, the same for every image: drawn by its number alone.
+
+    Args:
+        pixels: float32 [b, 3, h, w] in [0, 1].
+        kind: a key of `MULTICROPS`.
+        number: 0 for the first.
+
+    Returns:
+        [b, 3, h, w] in [0, 1], differentiable.
+    """
+    key = torch.tensor([draws.key("multicrop", kind, number)]).expand(len(pixels))
+    return view(pixels, key, MULTICROPS[kind], "multicrop")

@@ -47,7 +47,7 @@ def _libraries() -> str:
 @functools.cache
 def _commit() -> str:
     """The commit that the package was run from, with a plus where files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""
     try:
