@@ -89,6 +89,34 @@ def test_a_run_killed_with_9_continues_to_the_same_bits(whole, tmp_path):
     assert load(tmp_path).digest() == load(whole).digest()
 
 
+DEADLY = {
+    "barlow": {},
+    "byol": {"hidden": 16, "adversary": "free"},
+    "dino": {"hidden": 16, "small_crops": 1},
+    "empssl": {"hidden": 16, "crops": 2, "adversary": "free", "optimizer": "lars"},
+    "simsiam": {"adversary": "free"},
+    "supcon": {"adversary": "pgd"},
+    "supervised": {"adversary": "free", "dim": 0},
+    "swav": {"hidden": 16, "prototypes": 4, "queue": 16},
+    "trades": {"adversary": "pgd", "start": "normal", "dim": 0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(DEADLY))
+def test_every_method_killed_with_9_continues_to_the_same_bits(method, tmp_path):
+    fields = {"method": method, "steps": 2, "replays": 2, "save_every": 2, **DEADLY[method]}
+    whole = train(_config(tmp_path / "whole", **fields), say=_quiet)
+    config = _config(tmp_path / "killed", **fields)
+    command = [sys.executable, "-c", KILLED, msgspec.json.encode(config).decode()]
+    died = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert _state(tmp_path / "killed")["step"] == 6
+    train(config, say=_quiet)
+    assert _equal(_state(tmp_path / "killed"), _state(whole))
+    assert load(tmp_path / "killed").digest() == load(whole).digest()
+
+
 def test_metrics_hold_every_step_once_and_the_checks_between(whole):
     lines = _lines(whole)
     losses = [line for line in lines if "loss" in line]

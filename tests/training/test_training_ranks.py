@@ -34,6 +34,8 @@ FIELDS = {
     "simsiam": {"dim": 16},
     "supcon": {"dim": 8},
     "swav": {"dim": 8, "hidden": 16, "prototypes": 6, "queue": 16},
+    "supervised": {},
+    "trades": {},
 }
 
 
@@ -83,6 +85,10 @@ PAIRED = [
     ("swav", "none"),
     ("dino", "free"),
     ("byol", "pgd"),
+    ("simsiam", "free"),
+    ("supcon", "pgd"),
+    ("supervised", "none"),
+    ("trades", "pgd"),
 ]
 
 
@@ -118,6 +124,24 @@ def test_two_processes_train_as_one_on_the_joined_batch(name, adversary, shared,
     assert apart <= 1e-4 * sum(float(one.square().sum()) for one, _ in momenta)
     if adversary == "free":
         assert all(float(delta.flatten(1).norm(dim=1).min()) > 0.01 for delta in alone["adversary"]["delta"].values())
+
+
+def test_the_same_number_of_processes_gives_the_same_bits(tmp_path):
+    """At rates at which a run is worth something."""
+    names = ("empssl", "free"), ("simclr", "pgd")
+    fields = {"optimizer": "adamw", "lr": 1e-3, "norm": "linf", "eps": 8 / 255, "alpha": 0.01}
+    configs = [
+        msgspec.structs.replace(_config(name, tmp_path / f"{name}{again}", adversary=adversary), **fields)
+        for name, adversary in names
+        for again in (1, 2)
+    ]
+    _run(configs, 2)
+    for name, _ in names:
+        one, two = (torch.load(tmp_path / f"{name}{again}" / "state.pt", weights_only=True) for again in (1, 2))
+        pairs = [
+            (at, *pair) for part in ("method", "optimizer", "adversary") for at, *pair in _pairs(one[part], two[part])
+        ]
+        assert len(pairs) > 40 and all(torch.equal(a, b) for _, a, b in pairs)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
