@@ -56,6 +56,7 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
         knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
             last alone.
+        tensorboard: also write the metrics as event files of TensorBoard, into `tensorboard` within the run's folder.
         save_every: steps between checkpoints; 0 = every epoch.
         replace: start anew where `out` was made with another config.
     """
@@ -96,5 +97,6 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     batchnorm: Literal["train", "frozen", "dual"] = "train"
     precision: Literal["fp32", "bf16"] = "fp32"
     knn_every: int = 0
+    tensorboard: bool = False
     save_every: int = 0
     replace: bool = False

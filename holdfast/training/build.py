@@ -20,7 +20,7 @@ from holdfast.errors import ConfigError, nearest
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
 from holdfast.train_config import TrainConfig
-from holdfast.training import batchnorm
+from holdfast.training import batchnorm, events
 from holdfast.training.adversary import PGD, Adversary, Free, NoAdversary, SummedPGD
 from holdfast.training.methods.method import Method
 from holdfast.training.methods.table import HEADED, METHODS, READS
@@ -65,6 +65,8 @@ def check(config: TrainConfig) -> None:
     if config.crops == 1:
         raise ConfigError("one crop has none to be compared with.", next="Give --crops 2 or more.")
     _check_reads(config)
+    if config.tensorboard:
+        events.require()
 
 
 def _check_reads(config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from holdfast.training import build, resume
 from holdfast.training.adversary import Adversary
 from holdfast.training.batchnorm import single
 from holdfast.training.card import Facts, model_card
+from holdfast.training.events import Events
 from holdfast.training.feed import Chosen, feed
 from holdfast.training.methods.method import Method
 from holdfast.training.methods.table import LABELLED
@@ -150,7 +151,9 @@ def _prepared(config: TrainConfig) -> Run:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         trainee.adversary.load_state_dict(state["adversary"])
-    metrics = resume.Metrics(out, step if state else -1, writes=not rank())
+    kept = step if state else -1
+    events = Events(out, kept) if config.tensorboard and not rank() else None
+    metrics = resume.Metrics(out, kept, writes=not rank(), events=events)
     spent = float(state.get("seconds", 0.0)) if state else 0.0
     return Run(config, pool, trainee, out, per_epoch, step, metrics, spent=spent)
 

@@ -14,9 +14,10 @@ import torch
 from holdfast import disk
 from holdfast.codec import Record, to_yaml
 from holdfast.errors import CheckpointError, ConflictError
+from holdfast.training.events import Events
 
 CONFIG, STATE, METRICS = "run.yaml", "state.pt", "metrics.jsonl"
-_FREE = ("out", "device", "threads", "replace", "save_every")
+_FREE = ("out", "device", "threads", "replace", "save_every", "tensorboard")
 
 
 def refuse_other(out: Path, config: Record, *, replace: bool) -> None:
@@ -24,7 +25,8 @@ def refuse_other(out: Path, config: Record, *, replace: bool) -> None:
 
     Args:
         out: the folder, which may be missing.
-        config: `out`, `device`, `threads`, `save_every` and `replace` may differ from one start to the next.
+        config: `out`, `device`, `threads`, `save_every`, `tensorboard` and `replace` may differ from one start to the
+            next; a field that an older version did not know counts as its default.
         replace: whether another run may be replaced.
 
     Raises:
@@ -106,10 +108,11 @@ class Metrics:
         out: the run's folder.
         step: steps that the state holds; later lines, and one that a killed process left unfinished, are dropped.
         writes: whether this process does; of several that train together one does.
+        events: told the same lines.
     """
 
-    def __init__(self, out: Path, step: int, *, writes: bool = True) -> None:
-        self.path, self.writes = out / METRICS, writes
+    def __init__(self, out: Path, step: int, *, writes: bool = True, events: Events | None = None) -> None:
+        self.path, self.writes, self.events = out / METRICS, writes, events
         if writes and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             disk.write(self.path, "".join(line + "\n" for line in kept))
@@ -120,6 +123,8 @@ class Metrics:
             return
         with self.path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
+        if self.events is not None:
+            self.events.append(*lines)
 
     def last(self, name: str) -> float | None:
         """The latest value of that name, or None."""
@@ -136,7 +141,9 @@ class Metrics:
 
 def _different(out: Path, config: Record) -> list[str]:
     path = out / CONFIG
-    return differences(_read(path), msgspec.to_builtins(config)) if path.exists() else []
+    if not path.exists():
+        return []
+    return differences({**msgspec.to_builtins(type(config)()), **_read(path)}, msgspec.to_builtins(config))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from holdfast.errors import ConfigError, ConflictError, DataError, Interrupted, TrustError
+from holdfast.errors import ConfigError, ConflictError, DataError, ExtraError, Interrupted, TrustError
 from holdfast.models.checkpoint import load
 from holdfast.train_config import TrainConfig
 from holdfast.training import loop
@@ -115,6 +115,38 @@ def test_every_method_killed_with_9_continues_to_the_same_bits(method, tmp_path)
     train(config, say=_quiet)
     assert _equal(_state(tmp_path / "killed"), _state(whole))
     assert load(tmp_path / "killed").digest() == load(whole).digest()
+
+
+def test_event_files_hold_what_the_metrics_hold(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = _config(tmp_path, tensorboard=True, knn_every=1)
+    train(config, say=_quiet)
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    for name in ("loss", "lr", "knn_accuracy", "effective_rank"):
+        found = [(event.step, event.value) for event in seen.Scalars(name)]
+        expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in _lines(tmp_path) if name in line]
+        assert found == expected and len(found) >= 4, name
+
+
+def test_event_files_without_tensorboard_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.training.events.find_spec", lambda name: None)
+    with pytest.raises(ExtraError, match="tensorboard is not installed"):
+        train(_config(tmp_path / "run", tensorboard=True), say=_quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_older_version_that_lacks_a_field_is_continued(tmp_path):
+    config = _config(tmp_path, epochs=1)
+    train(config, say=_quiet)
+    older = [line for line in (tmp_path / "run.yaml").read_text().splitlines() if not line.startswith("tempera")]
+    (tmp_path / "run.yaml").write_text("\n".join(older) + "\n")
+    said = []
+    train(config, say=said.append)
+    assert "continuing" in said[0]
+    with pytest.raises(ConflictError, match=r"temperature was 0.0, is 0.3"):
+        train(msgspec.structs.replace(config, temperature=0.3), say=_quiet)
 
 
 def test_metrics_hold_every_step_once_and_the_checks_between(whole):
