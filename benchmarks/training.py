@@ -36,9 +36,8 @@ from holdfast import draws
 from holdfast.train_config import TrainConfig
 from holdfast.training import build
 from holdfast.training.methods.empssl import coding_rate
-from holdfast.training.methods.table import EMP
 from holdfast.training.step import Trainee, train_step
-from holdfast.views import view
+from holdfast.views import EMP, view
 
 EPS, ALPHA = 8 / 255, 0.01
 PUBLISHED = 10 * 500 * 3

@@ -54,6 +54,7 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         batchnorm: train = the attack sees statistics of the batch, as training does, and leaves the running ones alone;
             frozen = it sees the running ones; dual = perturbed views have BatchNorms of their own, which are exported.
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
+        engine: of the encoder's pass: eager, or compiled by torch, which takes minutes at first. Last digits differ.
         knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
             last alone.
         tensorboard: also write the metrics as event files of TensorBoard, into `tensorboard` within the run's folder.
@@ -96,6 +97,7 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     norm: Norm = "linf"
     batchnorm: Literal["train", "frozen", "dual"] = "train"
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["eager", "compiled"] = "eager"
     knn_every: int = 0
     tensorboard: bool = False
     save_every: int = 0

@@ -104,8 +104,8 @@ class Encoder(nn.Module):
             normed: pass a ViT's tokens through its last LayerNorm.
             precision: bf16 = the layers behind the one that sees the pixels run in bfloat16.
             engine: eager = layer by layer, to the bit as the trunk alone; folded = batch norms within the convolutions
-                before them; compiled = by `torch.compile`, once per batch size. The last two are for frozen encoders,
-                and differ by some 1e-6.
+                before them, of a frozen encoder; compiled = by `torch.compile`, once per batch size. The last two
+                differ by some 1e-6.
 
         Raises:
             PixelError: not a float image batch of three channels.

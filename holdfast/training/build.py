@@ -154,7 +154,7 @@ def method_for(encoder: Encoder, config: TrainConfig, side: int) -> Method:
         ConfigError: as `methods.table`, or a BatchNorm that cannot be shared by several processes.
     """
     method = METHODS[config.method](encoder, config, side)
-    method.precision = config.precision
+    method.precision, method.engine = config.precision, config.engine
     if world() > 1:
         batchnorm.synced(method)
     if config.batchnorm == "dual":

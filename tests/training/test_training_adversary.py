@@ -1,7 +1,10 @@
 """The adversary and the step: inside the ball, at the known optimum, and without a trace in the weights."""
 
 import copy
+import json
+import shutil
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -10,7 +13,9 @@ from holdfast.attacks.balls import L2, Linf
 from holdfast.draws import keys
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import frozen
+from holdfast.train_config import TrainConfig
 from holdfast.training.adversary import PGD, NoAdversary
+from holdfast.training.loop import train
 from holdfast.training.methods.method import Method
 from holdfast.training.methods.simclr import SimCLR
 from holdfast.training.step import Trainee, train_step
@@ -158,3 +163,23 @@ def test_adversarial_views_enter_the_loss():
     clean = method(views, {}, rows)
     assert not torch.equal(method(views, {"second": views["first"]}, rows), clean)
     assert torch.allclose(method(views, {"second": views["second"]}, rows), clean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr", "byol", "trades"])
+def test_a_compiled_run_is_the_eager_one_up_to_the_last_digits(method, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    small = TrainConfig(
+        method=method, data="scenes", size=16, limit=45, model="cifar_resnet8", epochs=2, batch=16, lr=1e-5,
+        adversary="pgd", steps=1, device="cpu", threads=1,
+    )  # fmt: skip
+    losses = {}
+    for engine in ("eager", "compiled"):
+        out = tmp_path / engine
+        train(msgspec.structs.replace(small, engine=engine, out=str(out)), say=lambda line: None)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[engine] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses["eager"]) == 4
+    assert losses["compiled"] == pytest.approx(losses["eager"], rel=2e-4)
+    assert losses["compiled"] != losses["eager"], "it was compiled"

@@ -69,7 +69,7 @@ class BYOL(Method):
         encoder, projector = self.teacher
 
         def project(x: Tensor) -> Tensor:
-            return torch.as_tensor(projector(encoder(x, precision=self.precision).pooled))
+            return torch.as_tensor(projector(encoder(x, precision=self.precision, engine=self.engine).pooled))
 
         return {**rows, **self.each(project, views)}
 

@@ -127,7 +127,7 @@ class DINO(Method):
         encoder, head = self.teacher
 
         def answer(x: Tensor) -> Tensor:
-            return torch.as_tensor(head(encoder(x, precision=self.precision).pooled)).float()
+            return torch.as_tensor(head(encoder(x, precision=self.precision, engine=self.engine).pooled)).float()
 
         logits = self.each(answer, {name: views[name] for name in GLOBAL})
         self._answered = torch.stack([gathered(rows_).mean(0) for rows_ in logits.values()]).mean(0)

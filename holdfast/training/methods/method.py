@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data.batches import Rows
-from holdfast.models.encoder import Encoder, Precision
+from holdfast.models.encoder import Encoder, Engine, Precision
 from holdfast.training.batchnorm import routed
 from holdfast.views import Policy, view
 
@@ -33,6 +33,7 @@ class Method(nn.Module, ABC):
         policies: what is drawn for each view, by its name.
         attacked: names of the views that an adversary perturbs; empty = none, and then no truth is needed for them.
         precision: of the encoder's pass; what follows it is float32.
+        engine: of the encoder's pass.
         dual: whether perturbed views pass through BatchNorms of their own.
         done: share of the run's optimizer steps that are behind, in [0, 1]; the step sets it.
     """
@@ -41,6 +42,7 @@ class Method(nn.Module, ABC):
     policies: Policies
     attacked: tuple[str, ...] = ()
     precision: Precision = "fp32"
+    engine: Engine = "eager"
     done: float = 0.0
     dual: bool = False
 
@@ -100,7 +102,7 @@ class Method(nn.Module, ABC):
 
     def pooled(self, x: Tensor) -> Tensor:
         """The encoder's features of pixels [b, 3, h, w], float32 [b, d], at the method's precision."""
-        features: Tensor = self.encoder(x, precision=self.precision).pooled
+        features: Tensor = self.encoder(x, precision=self.precision, engine=self.engine).pooled
         return features
 
     def each(self, embed: Callable[[Tensor], Tensor], views: Views, moved: Collection[str] = ()) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class Supervised(Method):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [b, classes] of pixels [b, 3, h, w]."""
-        return self.encoder.classify(self.encoder(x, precision=self.precision))
+        return self.encoder.classify(self.encoder(x, precision=self.precision, engine=self.engine))
 
     def objective(self) -> str:
         """The loss, what is trained, and the view."""
