@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -79,7 +80,9 @@ def compiled(reader: Reader, x: Tensor, wanted: Wanted) -> Features:
         own = types.FunctionType(_read.__code__.replace(), _read.__globals__, _read.__name__)  # graphs of its own
         _COMPILED[trunk] = torch.compile(own, dynamic=False)
     try:
-        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS), warnings.catch_warnings():
+            # What tracing itself looks at.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             x = x.contiguous(memory_format=torch.channels_last)
             return cast(Features, _COMPILED[trunk](reader, x, wanted))
     except (TorchDynamoException, InductorError) as error:

@@ -181,5 +181,7 @@ def test_a_compiled_run_is_the_eager_one_up_to_the_last_digits(method, tmp_path)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[engine] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["eager"]) == 4
-    assert losses["compiled"] == pytest.approx(losses["eager"], rel=2e-4)
+    # The first differs by rounding; then signs of gradients near zero and AdamW make more of it.
+    assert losses["compiled"][0] == pytest.approx(losses["eager"][0], rel=1e-4)
+    assert losses["compiled"] == pytest.approx(losses["eager"], rel=3e-3)
     assert losses["compiled"] != losses["eager"], "it was compiled"
