@@ -11,26 +11,11 @@ import numpy.typing as npt
 from holdfast.evaluation.attack_names import radius
 from holdfast.evaluation.curves import Subject, norm_name
 from holdfast.evaluation.dense_curves import LEADING, TITLES, curve, measure_of
+from holdfast.evaluation.paired import Evidence
 from holdfast.records import Metric
 from holdfast.tasks.task import Measure
 
 Array = npt.NDArray[Any]
-
-
-class Found(NamedTuple):
-    """A number with what it is a function of.
-
-    Attributes:
-        metric: the number; absent with a reason.
-        ids: of the images, [n].
-        values: outcomes [m, n].
-        statistic: of values with drawn columns.
-    """
-
-    metric: Metric
-    ids: Array
-    values: Array
-    statistic: Callable[[Array], float] | None
 
 
 class Row(NamedTuple):
@@ -39,7 +24,7 @@ class Row(NamedTuple):
     key: str
     title: str
     about: str
-    cells: tuple[Found, ...]
+    cells: tuple[Evidence, ...]
     eps: float = 0.0
     norm: str = ""
 
@@ -67,7 +52,7 @@ def rows(seen: Sequence[Subject], shown: Callable[[str, str], Sequence[float]]) 
     return found
 
 
-def _clean(subject: Subject, task: str, m: Measure) -> Found:
+def _clean(subject: Subject, task: str, m: Measure) -> Evidence:
     result = subject.clean(task)
     metric = result.metric(m.name) if result is not None else None
     if result is None or metric is None or metric.value is None:
@@ -76,7 +61,7 @@ def _clean(subject: Subject, task: str, m: Measure) -> Found:
     return _found(m, metric, held["id"], held[m.outcome])
 
 
-def _worst(subject: Subject, task: str, m: Measure, norm: str, eps: float) -> Found:
+def _worst(subject: Subject, task: str, m: Measure, norm: str, eps: float) -> Evidence:
     drawn = curve(subject, task, m.name, norm)
     point = next((p for p in drawn.points if p.eps == eps), None)
     if point is None or point.worst.value is None:
@@ -84,17 +69,17 @@ def _worst(subject: Subject, task: str, m: Measure, norm: str, eps: float) -> Fo
     return _found(m, point.worst, drawn.ids, drawn.chosen[eps])
 
 
-def _found(m: Measure, metric: Metric, ids: Array, outcomes: Array) -> Found:
+def _found(m: Measure, metric: Metric, ids: Array, outcomes: Array) -> Evidence:
     shape = outcomes.shape[1:]
 
-    def statistic(values: Array) -> float:
+    def of(means: Array) -> Array:
         assert m.of is not None, "every dense metric is a function of sums"
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(m.of(values.mean(-1, dtype=np.float64).reshape(shape)))
+            return m.of(means.reshape(-1, *shape))
 
-    return Found(metric, ids, np.moveaxis(outcomes.reshape(len(outcomes), -1), 0, -1), statistic)
+    return Evidence(metric, ids, np.moveaxis(outcomes.reshape(len(outcomes), -1), 0, -1), of)
 
 
-def _nothing(m: Measure, reason: str) -> Found:
+def _nothing(m: Measure, reason: str) -> Evidence:
     absent = Metric(name=m.name, reason=reason, higher_is_better=m.higher_is_better, unit=m.unit)
-    return Found(absent, np.array([]), np.array([]), None)
+    return Evidence(absent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ from holdfast.evaluation.curves import (
     subjects,
 )
 from holdfast.evaluation.dense_summary import rows as dense_rows
+from holdfast.evaluation.paired import Evidence, difference
 from holdfast.evaluation.rows import interval, radius, value
-from holdfast.evaluation.statistics import Difference, cross, match, paired_difference
+from holdfast.evaluation.statistics import Difference, cross
 from holdfast.evaluation.store import Run
 from holdfast.records import Metric
 
@@ -45,33 +46,6 @@ _ERRORS = {
     ),
     "mce": ("mCE", "mean corruption error over 15 corruptions, AlexNet = 100; lower is better", "mce"),
 }
-
-
-class Evidence(NamedTuple):
-    """A number with the per-image values behind it, so that two of them can be paired.
-
-    Attributes:
-        metric: the number; absent with a reason.
-        ids: of the images, [n].
-        values: [n] or [m, n].
-        statistic: of values with drawn columns; None = their mean.
-        text: what to show in place of a value that lies beyond the grid.
-        images: which set the ids belong to; ids of different sets are different images.
-    """
-
-    metric: Metric
-    ids: Array = np.array([])
-    values: Array = np.array([])
-    statistic: Callable[[Array], float] | None = None
-    text: str = ""
-    images: str = ""
-
-    @property
-    def rank(self) -> float | None:
-        """What encoders are ordered by; None where there is nothing."""
-        if len(self.ids) == 0:
-            return None
-        return self.statistic(self.values) if self.statistic is not None else float(self.values.mean(dtype=np.float64))
 
 
 class Column(NamedTuple):
@@ -122,7 +96,7 @@ def summary(seen: Sequence[Subject]) -> list[Column]:
     for norm in _norms(seen):
         columns += _attacked(seen, norm)
     for row in dense_rows(seen, lambda task, norm: radii(seen, task, norm)):
-        each = [(s, Evidence(c.metric, c.ids, c.values, c.statistic)) for s, c in zip(seen, row.cells)]
+        each = list(zip(seen, row.cells))
         columns.append(_column(row.key, row.title, row.about, each, eps=row.eps, norm=row.norm))
     columns.append(
         _column(
@@ -155,21 +129,6 @@ def _shown(cell: Evidence, column: Column, at: int) -> Text:
     return (
         number.append(f"\n{interval(cell.metric, column.norm)} n = {cell.metric.n}", "dim") if cell.metric.n else number
     )
-
-
-def difference(a: Evidence, b: Evidence, *, seed: int = 0) -> Difference | None:
-    """a minus b over their common images, with a paired interval; None where there is none."""
-    if len(a.ids) == 0 or len(b.ids) == 0 or a.images != b.images:
-        return None
-    first, second = match(a.ids, b.ids)
-    if len(first) == 0:
-        return None
-    x, y = a.values[..., first], b.values[..., second]
-    if a.statistic is None or b.statistic is None:
-        return paired_difference(x, y, seed=seed)
-    left, right = a.statistic, b.statistic
-    low, high = statistics.bootstrap(lambda drawn: left(x[..., drawn]) - right(y[..., drawn]), len(first), seed=seed)
-    return Difference(left(x) - right(y), low, high, len(first))
 
 
 def radii(subjects: Sequence[Subject], task: str, norm: str, *, most: int = SHOWN_RADII) -> list[float]:
@@ -296,7 +255,9 @@ def _half(found: Curve) -> Evidence:
     elif values[0].any():
         above = values[-1].mean() > values[0].mean() / 2
         text = f"above {radius(largest, found.norm)}" if above else f"below {radius(float(eps[1]), found.norm)}"
-    return Evidence(metric, found.ids, values, lambda drawn: min(cross(eps, drawn.mean(1)), largest), text)
+    return Evidence(
+        metric, found.ids, values, lambda means: np.array([min(cross(eps, m), largest) for m in means]), text
+    )
 
 
 def _nothing(outcome: Outcome, reason: str) -> Evidence:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from holdfast.evaluation.curves import Subject, norm_name
+from holdfast.evaluation.paired import Evidence
 from holdfast.evaluation.rows import RADII, TIMES_100, full, interval, value
 from holdfast.evaluation.statistics import Difference
-from holdfast.evaluation.summary import Column, Evidence
+from holdfast.evaluation.summary import Column
 from holdfast.records import Metric
 
 

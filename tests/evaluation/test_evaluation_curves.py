@@ -10,8 +10,9 @@ import pytest
 from synthetic_run import CE, EPS, HARDENED, MARGIN, MSE, PLAIN, Made, write_run
 
 from holdfast.evaluation.curves import OUTCOMES, curve, families, profiles, subjects
+from holdfast.evaluation.paired import difference
 from holdfast.evaluation.store import Run
-from holdfast.evaluation.summary import difference, summary
+from holdfast.evaluation.summary import summary
 
 
 @pytest.fixture(scope="module")
