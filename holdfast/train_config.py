@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.configs import OnImages
+from holdfast.configs import OnEncoders
 from holdfast.records import Norm
 
 
-class TrainConfig(OnImages, frozen=True, kw_only=True):
+class TrainConfig(OnEncoders, frozen=True, kw_only=True):
     """Pre-train an encoder: `holdfast train simclr --data imgs/ --model resnet18 --out runs/a`.
 
     A field of the method that is 0 has the value of its paper. Under `torchrun` the processes share one run: a batch is
@@ -16,7 +16,8 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
 
     Attributes:
         method: simclr, supcon (needs labels), simsiam, byol, barlow, swav, dino or empssl; or, through a head of the
-            encoder's own and with labels, supervised (against PGD: Madry's training) or trades.
+            encoder's own and with labels, supervised (against PGD: Madry's training) or trades; or, from a
+            checkpoint and without labels, deacl, fare, or harden (DeACL's loss at several levels).
         model: architecture: a timm name, or one of `holdfast ls models`; or a checkpoint to start from.
         out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
         epochs: passes over the images.
@@ -38,21 +39,26 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
         small_size: their side in pixels; 0 = three sevenths of the image's.
         beta: of trades: weight of the divergence.
         trained: of supervised and trades: all, or the head alone, on an encoder that stays as it is.
+        levels: of deacl, fare and harden: features that student and teacher are compared at; empty = pooled (of harden
+            pooled and patch).
+        mix: of several levels, what the attack raises: their mean, the max of each image, or one drawn for each.
         policy: crops = of any size, as the method's paper has it; patches = of one size, a quarter of the area.
         crop: smallest share of the image's area in a view (of patches: the share); None = the method's.
         colours: brightness, contrast and saturation of a view change by up to this; None as above.
         hue: the hue turns by up to this, 1 being the full circle; None as above.
         grey: probability of a grey view; None as above.
-        adversary: none; pgd; free (each batch `replays` times, the perturbation learns from the same backward pass); or
-            pgd_summed, the published variant whose attack also adds its gradients to the weights'.
+        adversary: empty = none (of deacl, fare and harden pgd); none; pgd; free (each batch `replays` times, the
+            perturbation learns from the same backward pass); or pgd_summed, the published variant whose attack also
+            adds its gradients to the weights'.
         eps: radius of the adversary in pixel units.
-        alpha: its step; 0 = 2.5 * eps / steps, of free eps.
-        steps: gradient steps of pgd.
+        alpha: its step; 0 = 2.5 * eps / steps, of free eps, of deacl, fare and harden eps / 4.
+        steps: gradient steps of pgd; 0 = 5, of fare 10.
         start: of pgd, in the ball: random, zero, or normal (0.001 times a normal draw, as TRADES has it).
         replays: of free: optimizer steps per batch.
         norm: of its ball.
-        batchnorm: train = the attack sees statistics of the batch, as training does, and leaves the running ones alone;
-            frozen = it sees the running ones; dual = perturbed views have BatchNorms of their own, which are exported.
+        batchnorm: empty = train (of deacl, fare and harden frozen); train = the attack sees statistics of the batch, as
+            training does, and leaves the running ones alone; frozen = it sees the running ones; dual = perturbed views
+            have BatchNorms of their own, which are exported.
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
         engine: of the encoder's pass: eager, or compiled by torch, which takes minutes at first. Last digits differ.
         knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
@@ -83,19 +89,21 @@ class TrainConfig(OnImages, frozen=True, kw_only=True):
     small_size: int = 0
     beta: float = 0.0
     trained: Literal["all", "head"] = "all"
+    levels: tuple[str, ...] = ()
+    mix: Literal["mean", "max", "drawn"] = "mean"
     policy: Literal["crops", "patches"] = "crops"
     crop: float | None = None
     colours: float | None = None
     hue: float | None = None
     grey: float | None = None
-    adversary: Literal["none", "pgd", "free", "pgd_summed"] = "none"
+    adversary: Literal["", "none", "pgd", "free", "pgd_summed"] = ""
     eps: float = 8 / 255
     alpha: float = 0.0
-    steps: int = 5
+    steps: int = 0
     start: Literal["random", "zero", "normal"] = "random"
     replays: int = 3
     norm: Norm = "linf"
-    batchnorm: Literal["train", "frozen", "dual"] = "train"
+    batchnorm: Literal["", "train", "frozen", "dual"] = ""
     precision: Literal["fp32", "bf16"] = "fp32"
     engine: Literal["eager", "compiled"] = "eager"
     knn_every: int = 0

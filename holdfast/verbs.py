@@ -54,7 +54,7 @@ def train(method: str = "simclr", **fields: Any) -> Path:
     """Pre-train an encoder; an `out` that was begun is continued.
 
     Args:
-        method: simclr, supcon, simsiam, byol, barlow, swav, dino, empssl, supervised or trades.
+        method: simclr, supcon, simsiam, byol, barlow, swav, dino, empssl, supervised, trades, deacl, fare or harden.
         **fields: of `train_config.TrainConfig`: data, model, out, epochs, adversary, eps...
 
     Returns:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import torch
 from lightning_fabric import Fabric
 from timm.optim import Lars
@@ -19,11 +20,12 @@ from holdfast.devices import device_of
 from holdfast.errors import ConfigError, nearest
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import Encoder
+from holdfast.records import Model
 from holdfast.train_config import TrainConfig
 from holdfast.training import batchnorm, events
 from holdfast.training.adversary import PGD, Adversary, Free, NoAdversary, SummedPGD
 from holdfast.training.methods.method import Method
-from holdfast.training.methods.table import HEADED, METHODS, READS
+from holdfast.training.methods.table import HARDENING, HEADED, METHODS, READS
 from holdfast.training.ranks import world
 from holdfast.training.schedule import Pace
 
@@ -36,12 +38,28 @@ FALLS = (0.6, 0.8)
 _ATTACK = {"none": (), "pgd": ("eps", "steps"), "pgd_summed": ("eps", "steps"), "free": ("eps", "replays")}
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with the method's own adversary, steps and BatchNorm in place of what was left open."""
+    hardens = config.method in HARDENING
+    fields: dict[str, str | int | float] = {}
+    if not config.adversary:
+        fields["adversary"] = "pgd" if hardens else "none"
+    if not config.batchnorm:
+        fields["batchnorm"] = "frozen" if hardens else "train"
+    if not config.steps:
+        fields["steps"] = 10 if config.method == "fare" else 5
+    if hardens and not config.alpha:
+        fields["alpha"] = config.eps / 4
+    return msgspec.structs.replace(config, **fields)
+
+
 def check(config: TrainConfig) -> None:
     """Refuse what cannot be trained, before anything is read.
 
     Raises:
         ConfigError: a field is impossible.
     """
+    config = settled(config)
     if config.method not in METHODS:
         raise ConfigError(f'no method is called "{config.method}".', next=nearest(config.method, METHODS))
     if not config.out:
@@ -72,7 +90,13 @@ def check(config: TrainConfig) -> None:
 def _check_reads(config: TrainConfig) -> None:
     """Refuse a field that the method would pass over."""
     plain = TrainConfig()
-    for name in (*_OF_METHODS, "trained"):
+    if config.method in HARDENING and (config.adversary == "none" or config.batchnorm != "frozen"):
+        raise ConfigError(
+            f"{config.method} hardens against an adversary that sees running statistics.",
+            asked=f"--adversary {config.adversary} --batchnorm {config.batchnorm} was asked for.",
+            next="Leave both out, or give --adversary pgd or free.",
+        )
+    for name in (*_OF_METHODS, "trained", "levels", "mix"):
         if getattr(config, name) != getattr(plain, name) and name not in READS[config.method]:
             readers = ", ".join(method for method in METHODS if name in READS[method])
             raise ConfigError(
@@ -96,7 +120,7 @@ def _check_reads(config: TrainConfig) -> None:
 
 def encoder_for(config: TrainConfig) -> Encoder:
     """The encoder that training starts from; it expects the size asked for. It has no head but for methods that train
-    one (`headed`).
+    one (`headed`) or keep one.
 
     A plain name is an architecture with random weights, drawn by the seed. What says where its weights are is loaded: a
     path, `kind:...`, or a timm name with a tag (`resnet18.a1_in1k`).
@@ -106,8 +130,9 @@ def encoder_for(config: TrainConfig) -> Encoder:
     """
     name = config.model
     said = Path(name).exists() or any(sign in name for sign in "/:.")
-    encoder = load(name if said else f"random:{name}:{config.seed}")
-    if encoder.head is not None and config.method not in HEADED:
+    spec = name if said else f"random:{name}:{config.seed}"
+    encoder = load(Model(spec=spec, arch=config.arch, options=config.options, mean=config.mean, std=config.std))
+    if encoder.head is not None and config.method not in (*HEADED, *HARDENING):
         encoder.trunk.reset_classifier(0)  # type: ignore[operator]
     encoder.neck = None
     if config.size:
@@ -153,6 +178,7 @@ def method_for(encoder: Encoder, config: TrainConfig, side: int) -> Method:
     Raises:
         ConfigError: as `methods.table`, or a BatchNorm that cannot be shared by several processes.
     """
+    config = settled(config)
     method = METHODS[config.method](encoder, config, side)
     method.precision, method.engine = config.precision, config.engine
     if world() > 1:
@@ -165,6 +191,7 @@ def method_for(encoder: Encoder, config: TrainConfig, side: int) -> Method:
 
 def adversary_for(config: TrainConfig) -> Adversary:
     """The adversary that the config asks for."""
+    config = settled(config)
     if config.adversary == "none":
         return NoAdversary()
     still = config.batchnorm == "frozen" or config.trained == "head"

@@ -103,6 +103,7 @@ def train(config: TrainConfig, *, say: Say = say) -> Path:
         TrustError: the loss is not finite; the last state before it is on disk.
         Interrupted: Ctrl-C or SIGTERM; the state is on disk.
     """
+    config = build.settled(config)
     build.check(config)
     resume.refuse_other(Path(config.out), config, replace=config.replace)
     run = _prepared(config)

@@ -15,7 +15,7 @@ from holdfast.models.checkpoint import load
 from holdfast.models.encoder import frozen
 from holdfast.train_config import TrainConfig
 from holdfast.training import build
-from holdfast.training.methods.table import METHODS
+from holdfast.training.methods.table import HARDENING, METHODS
 from holdfast.training.step import Trainee, train_step
 
 SIDE, COUNT = 16, 48
@@ -31,10 +31,8 @@ SMALL = {
 }
 
 RATES = {"empssl": 1e-3}
-ALONE = {"supervised", "trades"}
+ALONE = {"supervised", "trades", *HARDENING}
 """Methods of one view."""
-NEEDS = {"trades"}
-"""Methods that do nothing without an adversary."""
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +49,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=sorted(set(METHODS) - set(HARDENING)))
 def name(request):
     return request.param
 
 
-def _trainee(name, adversary="none", **fields):
+@pytest.fixture(params=sorted(METHODS))
+def every(request):
+    """Hardening too, which is always against an adversary and starts where it should stay."""
+    return request.param
+
+
+def _trainee(name, adversary="", **fields):
     config = TrainConfig(
         method=name, lr=RATES.get(name, 3e-3), adversary=adversary, steps=2, replays=2, **SMALL.get(name, {}), **fields
     )
@@ -104,10 +108,10 @@ def test_the_rank_that_guards_against_collapse_sees_it():
     assert _effective_rank(cloud[:, :1] * torch.ones(6) + 1e-3 * cloud) < 1.1
 
 
-def test_views_are_pixels_that_differ_and_depend_on_the_key_alone(name, scenes):
-    method, rows = _trainee(name).method, _rows(scenes, 0)
+def test_views_are_pixels_that_differ_and_depend_on_the_key_alone(every, scenes):
+    method, rows = _trainee(every).method, _rows(scenes, 0)
     views = method.views(scenes.pixels, rows)
-    assert len(views) == 1 if name in ALONE else len(views) > 1
+    assert len(views) == 1 if every in ALONE else len(views) > 1
     for view in views.values():
         assert view.shape[:2] == (COUNT, 3) and float(view.min()) >= 0 and float(view.max()) <= 1
     half = method.views(scenes.pixels[:9], {"key": rows["key"][:9]})
@@ -129,13 +133,13 @@ def test_the_attacked_views_are_views_and_exist_only_against_an_adversary(name, 
     assert all(float(g.abs().amax((1, 2, 3)).min()) > 0 for g in gradients), "an image that no attack can reach"
 
 
-def test_no_gradient_of_the_attack_reaches_the_weights(name, scenes):
-    trainee = _trainee(name, "pgd")
+def test_no_gradient_of_the_attack_reaches_the_weights(every, scenes):
+    trainee = _trainee(every, "pgd")
     twin, rows = copy.deepcopy(trainee.method), _rows(scenes, 0)
     train_step(trainee, trainee.method.views(scenes.pixels, rows), rows)
     with torch.no_grad():
         views = twin.views(scenes.pixels, rows)
-        with frozen(twin, "batch"):
+        with frozen(twin, trainee.adversary.norm):
             truth = twin.truth(views, rows)
     adversarial = trainee.adversary.propose(twin, views, truth)
     torch.autograd.backward(twin(views, adversarial, truth))
@@ -144,8 +148,10 @@ def test_no_gradient_of_the_attack_reaches_the_weights(name, scenes):
 
 
 @pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
-def test_a_run_resumes_to_the_same_bits(name, adversary, scenes, tmp_path):
-    whole, first, second = (_trainee(name, adversary) for _ in range(3))
+def test_a_run_resumes_to_the_same_bits(every, adversary, scenes, tmp_path):
+    if adversary == "none" and every in HARDENING:
+        adversary = "pgd_summed"
+    whole, first, second = (_trainee(every, adversary) for _ in range(3))
     losses = _steps(whole, scenes, range(6))
     began = _steps(first, scenes, range(3))
     parts = {"method": first.method, "optimizer": first.optimizer, "adversary": first.adversary}

@@ -46,13 +46,16 @@ class Head(nn.Module):
         hidden: of the first two layers.
         bottleneck: of the third.
         dim: how many prototypes.
+        norm: whether a BatchNorm stands before each GELU.
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, dim: int) -> None:
+    def __init__(self, width: int, hidden: int, bottleneck: int, dim: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        first, second = (
+            [nn.Linear(c_in, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+            for c_in in (width, hidden)
         )
+        self.layers = nn.Sequential(*first, *second, nn.Linear(hidden, bottleneck))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -75,6 +78,8 @@ class DINO(Method):
         bottleneck: width before the prototypes.
         momentum: of the teacher at the start; it rises to 1.
         temperature: of the student.
+        norm: whether the head has BatchNorm. The average of a small convolutional net differs little between images;
+            without it the head's answers are almost one, their centred difference nothing, and uniform is learned.
         still: share of the run in which the prototypes stay as they are (one epoch of 100 in the paper).
         policies: the teacher sees `first` and `second`, the student all.
         attacked: `("second",)` for adversarial training, `()` without.
@@ -91,13 +96,14 @@ class DINO(Method):
         bottleneck: int = 256,
         momentum: float = 0.996,
         temperature: float = STUDENT,
+        norm: bool = False,
         still: float = 0.01,
         policies: Policies | None = None,
         attacked: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = Head(encoder.dim, hidden, bottleneck, dim)
+        self.head = Head(encoder.dim, hidden, bottleneck, dim, norm=norm)
         self.teacher = nn.ModuleList([follower(encoder), follower(self.head)])
         self.register_buffer("centre", torch.zeros(dim))
         self.momentum, self.temperature, self.still = momentum, temperature, still

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from holdfast.errors import ConfigError
 from holdfast.models.encoder import Encoder
 from holdfast.train_config import TrainConfig
 from holdfast.training.methods.barlow import BarlowTwins
 from holdfast.training.methods.byol import BYOL
 from holdfast.training.methods.dino import DINO
 from holdfast.training.methods.empssl import EMPSSL
+from holdfast.training.methods.hardening import DEACL, FARE, Hardening, Terms
 from holdfast.training.methods.method import FIRST, SECOND, Method
 from holdfast.training.methods.simclr import SimCLR
 from holdfast.training.methods.simsiam import SimSiam
@@ -35,8 +37,11 @@ CROPS_OF = {"swav": 6, "dino": 8}
 READS = {
     "barlow": ("dim",),
     "byol": ("dim", "hidden", "momentum"),
+    "deacl": ("levels", "mix"),
     "dino": ("temperature", "dim", "hidden", "momentum", "small_crops", "small_size"),
     "empssl": ("dim", "hidden", "crops"),
+    "fare": ("levels", "mix"),
+    "harden": ("levels", "mix"),
     "simclr": ("temperature", "dim", "hidden"),
     "simsiam": ("dim", "hidden"),
     "supervised": ("trained",),
@@ -106,6 +111,7 @@ def dino(encoder: Encoder, config: TrainConfig, side: int) -> Method:
         hidden=config.hidden or 2048,
         momentum=config.momentum or 0.996,
         temperature=config.temperature or 0.1,
+        norm=side < SMALL,
         still=min(1 / config.epochs, 0.01),
         policies=_multi(config, side),
         attacked=_second(config),
@@ -137,11 +143,26 @@ def trades(encoder: Encoder, config: TrainConfig, side: int) -> Method:
     return TRADES(encoder, policy=_weak(config, side), beta=beta, still=still, attacked=_image(config))
 
 
+def hardening(encoder: Encoder, config: TrainConfig, side: int) -> Method:
+    """DeACL, FARE, or DeACL's loss at several levels."""
+    terms: Terms = FARE if config.method == "fare" else DEACL
+    levels = config.levels or (("pooled", "patch") if config.method == "harden" else ("pooled",))
+    for level in levels:
+        if level != "pooled" and level not in encoder.mapped:
+            raise ConfigError(
+                f'"{level}" has no features to compare.', next=f"These have: pooled, {', '.join(encoder.mapped)}."
+            )
+    return Hardening(encoder, policy=_weak(config, side), terms=terms, levels=levels, mix=config.mix)
+
+
 METHODS: dict[str, Build] = {
     "barlow": barlow,
     "byol": byol,
+    "deacl": hardening,
     "dino": dino,
     "empssl": empssl,
+    "fare": hardening,
+    "harden": hardening,
     "simclr": simclr,
     "simsiam": simsiam,
     "supcon": simclr,
@@ -155,6 +176,8 @@ LABELLED = {
     "trades": "learns the labels",
 }
 """Methods that read labels, and for what."""
+HARDENING = ("deacl", "fare", "harden")
+"""Methods that start from an encoder worth keeping, and keep a head that it has."""
 HEADED = ("supervised", "trades")
 """Methods that train a classification head of the encoder's own."""
 
