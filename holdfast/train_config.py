@@ -22,7 +22,8 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
         out: folder for the checkpoint, `metrics.jsonl` and the model card; the same command continues it.
         epochs: passes over the images.
         batch: images per step, of all processes together.
-        optimizer: adamw; sgd (Nesterov momentum 0.9); or lars, the same scaled layer by layer (trust 0.005, clipped).
+        optimizer: adamw; sgd (Nesterov momentum 0.9); sgd_plain (without momentum); or lars, the steps of sgd scaled
+            layer by layer (trust 0.005, clipped).
         lr: peak learning rate, reached after `warmup` epochs, cosine to zero; counted in optimizer steps.
         schedule: cosine; stepped (a tenth after 60 %, a hundredth after 80 %); or rewarmed, the published one of
             CF-AMC-SSL, whose cosine ends after as many optimizer steps as there are batches, and rises again.
@@ -56,9 +57,9 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
         start: of pgd, in the ball: random, zero, or normal (0.001 times a normal draw, as TRADES has it).
         replays: of free: optimizer steps per batch.
         norm: of its ball.
-        batchnorm: empty = train (of deacl, fare and harden frozen); train = the attack sees statistics of the batch, as
-            training does, and leaves the running ones alone; frozen = it sees the running ones; dual = perturbed views
-            have BatchNorms of their own, which are exported.
+        batchnorm: empty = train (of deacl, fare, harden and a head alone frozen); train = the attack sees statistics of
+            the batch, as training does, and leaves the running ones alone; frozen = it sees the running ones; dual =
+            perturbed views have BatchNorms of their own, which are exported.
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
         engine: of the encoder's pass: eager, or compiled by torch, which takes minutes at first. Last digits differ.
         knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
@@ -73,7 +74,7 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
     out: str = ""
     epochs: int = 100
     batch: int = 256
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "sgd_plain", "lars"] = "adamw"
     lr: float = 1e-3
     schedule: Literal["cosine", "stepped", "rewarmed"] = "cosine"
     weight_decay: float = 1e-4

@@ -45,7 +45,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     if not config.adversary:
         fields["adversary"] = "pgd" if hardens else "none"
     if not config.batchnorm:
-        fields["batchnorm"] = "frozen" if hardens else "train"
+        fields["batchnorm"] = "frozen" if hardens or config.trained == "head" else "train"
     if not config.steps:
         fields["steps"] = 10 if config.method == "fare" else 5
     if hardens and not config.alpha:
@@ -106,7 +106,7 @@ def _check_reads(config: TrainConfig) -> None:
             )
     if config.method == "trades" and config.adversary == "none":
         raise ConfigError("trades needs an adversary.", next="Add --adversary pgd, or train supervised.")
-    if config.batchnorm != "frozen" and config.trained == "head" and config.batchnorm != plain.batchnorm:
+    if config.batchnorm != "frozen" and config.trained == "head":
         raise ConfigError(
             "the BatchNorms of an encoder that stays as it is keep their running statistics.",
             asked=f"--trained head --batchnorm {config.batchnorm} was asked for.",
@@ -194,8 +194,7 @@ def adversary_for(config: TrainConfig) -> Adversary:
     config = settled(config)
     if config.adversary == "none":
         return NoAdversary()
-    still = config.batchnorm == "frozen" or config.trained == "head"
-    norm: Literal["eval", "batch"] = "eval" if still else "batch"
+    norm: Literal["eval", "batch"] = "eval" if config.batchnorm == "frozen" else "batch"
     if config.adversary == "free":
         return Free(ball(config.norm), config.eps, config.alpha or config.eps, config.replays, norm)
     alpha = config.alpha or 2.5 * config.eps / config.steps
@@ -256,6 +255,8 @@ def optimizer_for(module: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    if config.optimizer == "sgd_plain":
+        return torch.optim.SGD(groups, lr=config.lr)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     optimizer: torch.optim.Optimizer = Lars(

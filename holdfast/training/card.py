@@ -142,6 +142,7 @@ def _limit(config: TrainConfig) -> str:
 
 _OPTIMIZERS = {
     "adamw": "AdamW",
+    "sgd_plain": "SGD without momentum",
     "sgd": "SGD with Nesterov momentum 0.9",
     "lars": "LARS (trust 0.005, clipped) on SGD with Nesterov momentum 0.9",
 }
