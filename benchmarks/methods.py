@@ -24,19 +24,19 @@ from attack_peers import machine
 import holdfast
 from holdfast.evaluation.statistics import wilson
 
+LARS: dict[str, Any] = {"optimizer": "lars", "lr": 0.3, "warmup": 0.0}
 SMALL: dict[str, dict[str, Any]] = {
-    "barlow": {"dim": 256},
-    "byol": {"dim": 64, "hidden": 256, "momentum": 0.98},
-    "dino": {"dim": 512, "hidden": 256, "momentum": 0.98},
-    "empssl": {"dim": 64, "hidden": 256, "crops": 4},
+    "barlow": {"dim": 256, **LARS},
+    "byol": {"dim": 64, "hidden": 256, "momentum": 0.95, **LARS},
+    "dino": {"dim": 64, "hidden": 256, "momentum": 0.95},
+    "empssl": {"dim": 64, "hidden": 256, "crops": 4, **LARS},
     "simclr": {"temperature": 0.2, "dim": 64},
-    "simsiam": {"dim": 256},
+    "simsiam": {"dim": 256, "hidden": 64, "optimizer": "sgd", "lr": 0.2},
     "supcon": {"temperature": 0.2, "dim": 64},
-    "swav": {"dim": 64, "hidden": 256, "prototypes": 64},
+    "swav": {"dim": 64, "hidden": 256, "prototypes": 16, "temperature": 0.2, **LARS},
 }
-"""Heads of a width that fits nets of some 100,000 weights; what is not named is the paper's."""
-RATES = {"dino": 0.25, "empssl": 0.5}
-"""Peak rates of AdamW by the one that was asked for, where that one fails."""
+"""Heads of a width that fits nets of some 100,000 weights, and an optimizer where AdamW fails; what is not named is the
+paper's, or as asked for."""
 
 
 def one(name: str, adversary: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def one(name: str, adversary: str, args: argparse.Namespace, folder: Path) -> di
     fields |= {"limit": args.limit, "threads": 1, "seed": args.seed, "device": args.device, "out": str(out)}
     given = {"crop": args.crop, "colours": args.colours, "hue": args.hue, "grey": args.grey}
     fields |= {key: value for key, value in given.items() if value is not None}
-    fields |= {"lr": args.lr * RATES.get(name, 1.0)}
-    holdfast.train(name, **fields, **SMALL[name], adversary=adversary, eps=args.eps, steps=args.steps, replays=3)
+    fields |= {"adversary": adversary, "eps": args.eps, "steps": args.steps, "replays": 3, **SMALL[name]}
+    holdfast.train(name, **fields)
     seconds = time.perf_counter() - began
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         `forward`.
         """
         if level in ("pooled", NECK):
-            pooled = self._seen(pixels, Wanted(), precision, engine).pooled
+            pooled = cast(Features, self(pixels, precision=precision, engine=engine)).pooled
             return pooled if level == "pooled" else self._necked(pooled)
         self._reader.check((level,))
         seen = self._seen(pixels, Wanted((level,), only=True), precision, engine)

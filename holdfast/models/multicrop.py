@@ -9,13 +9,13 @@ the image before it is cropped; where `apart`, the crops lie one below the other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import ConfigError, PixelError
-from holdfast.models.encoder import Encoder, Engine, Features, Precision
+from holdfast.models.encoder import NECK, Encoder, Engine, Features, Precision
 from holdfast.records import Model
 from holdfast.views import MULTICROPS, crop_of
 
@@ -72,19 +72,27 @@ class MultiCrop(Encoder):
                 f"{self.name} has no maps: its features are averaged over {self.count} crops.",
                 next="Name the encoder without crops for what reads maps (dense tasks, saliency: --saliency 0).",
             )
-        return Features(self.vector(pixels, precision=precision, engine=engine), {}, {})
+        crops = self._cropped(pixels)
+        return Features(
+            _mean(super(MultiCrop, self).forward(x, precision=precision, engine=engine).pooled for x in crops), {}, {}
+        )
 
     def vector(
         self, pixels: Tensor, level: str = "pooled", *, precision: Precision = "fp32", engine: Engine = "eager"
     ) -> Tensor:
         """The mean of the crops' vectors, float32 [b, dims(level)]; arguments as `Encoder.vector`."""
-        total: Tensor | None = None
-        for number in range(self.count):
-            seen = self._crop(pixels, number)
-            one = super().vector(seen, level, precision=precision, engine=engine)
-            total = one if total is None else total + one
-        assert total is not None, "one crop or more"
-        return total / self.count
+        if level == "pooled":
+            return self(pixels, precision=precision, engine=engine).pooled  # type: ignore[no-any-return]
+        if level == NECK:
+            seen = (
+                super(MultiCrop, self).forward(x, precision=precision, engine=engine) for x in self._cropped(pixels)
+            )
+            return _mean(self._necked(features.pooled) for features in seen)
+        one = super().vector
+        return _mean(one(x, level, precision=precision, engine=engine) for x in self._cropped(pixels))
+
+    def _cropped(self, pixels: Tensor) -> Iterator[Tensor]:
+        return (self._crop(pixels, number) for number in range(self.count))
 
     def _crop(self, pixels: Tensor, number: int) -> Tensor:
         if not self.apart:
@@ -95,3 +103,11 @@ class MultiCrop(Encoder):
                 next=f"Give the images as {self.kind}:{self.count}: too (--data).",
             )
         return pixels.chunk(self.count, dim=2)[number]
+
+
+def _mean(vectors: Iterable[Tensor]) -> Tensor:
+    """The mean of one tensor or more, added one by one."""
+    total, count = torch.zeros(()), 0
+    for count, vector in enumerate(vectors, 1):
+        total = total + vector if count > 1 else vector
+    return total / count

@@ -122,14 +122,15 @@ def encoder_for(config: TrainConfig) -> Encoder:
     """The encoder that training starts from; it expects the size asked for. It has no head but for methods that train
     one (`headed`) or keep one.
 
-    A plain name is an architecture with random weights, drawn by the seed. What says where its weights are is loaded: a
-    path, `kind:...`, or a timm name with a tag (`resnet18.a1_in1k`).
+    A plain name is an architecture with random weights, drawn by the seed; where a method hardens, a timm name with its
+    published weights. What says where its weights are is loaded: a path, `kind:...`, or a timm name with a tag
+    (`resnet18.a1_in1k`).
 
     Raises:
         ConfigError, CheckpointError: as `models.checkpoint.load`.
     """
     name = config.model
-    said = Path(name).exists() or any(sign in name for sign in "/:.")
+    said = config.method in HARDENING or Path(name).exists() or any(sign in name for sign in "/:.")
     spec = name if said else f"random:{name}:{config.seed}"
     encoder = load(Model(spec=spec, arch=config.arch, options=config.options, mean=config.mean, std=config.std))
     if encoder.head is not None and config.method not in (*HEADED, *HARDENING):

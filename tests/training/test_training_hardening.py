@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.errors import ConfigError
+from holdfast.errors import CheckpointError, ConfigError
 from holdfast.models.checkpoint import load
 from holdfast.models.encoder import frozen
 from holdfast.train_config import TrainConfig
@@ -20,7 +20,7 @@ SMALL = TrainConfig(
     data="scenes",
     size=16,
     limit=70,
-    model="cifar_resnet8",
+    model="random:cifar_resnet8",
     epochs=2,
     batch=16,
     lr=1e-3,
@@ -173,6 +173,13 @@ def test_the_teacher_stays_what_the_student_was_and_is_there_again_after_a_stop(
     assert all(torch.equal(state[f"teacher.trunk.{name}"], value) for name, value in was.items())
     moved = [name for name, value in was.items() if not torch.equal(state[f"encoder.trunk.{name}"], value)]
     assert len(moved) > 20 and "linear.weight" not in moved
+
+
+def test_a_name_without_published_weights_is_no_teacher(tmp_path):
+    config = msgspec.structs.replace(SMALL, method="deacl", model="cifar_resnet8", out=str(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match="without published weights"):
+        train(config, say=_quiet)
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
