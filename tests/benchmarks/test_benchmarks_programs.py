@@ -133,3 +133,11 @@ def test_a_method_at_a_small_scale(tmp_path: Path) -> None:
         low, high = row["interval"]
         assert row["held out"] == 6 and low <= row["kNN after"] <= high
     assert program("methods").wilson(50, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
+
+
+def test_a_step_of_deacl_is_the_one_written_down(tmp_path: Path) -> None:
+    words = ["--model", "cifar_resnet8", "--images", "8", "--rounds", "1", "--steps", "2", "--side", "16"]
+    found = program("hardening").main([*words, "--out", str(tmp_path / "found.json")])
+    losses = found["losses of the first step"]
+    assert losses["holdfast"] == pytest.approx(losses["limit"], abs=1e-5) == losses["published"]
+    assert found["times the limit"]["limit"] == 1.0 and set(found["seconds"]) == {"limit", "holdfast", "published"}
