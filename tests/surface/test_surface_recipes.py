@@ -43,14 +43,16 @@ def test_every_option_makes_steps_that_are_sound(name: str) -> None:
 def test_the_seven_rows_are_those_of_the_table() -> None:
     trained = {s.out.rpartition("/")[2]: s for verb, s in _steps("cf-amc-ssl", set=("row=all",)) if verb == "train"}
     assert len(trained) == 9
-    kinds = {(s.method, s.adversary, s.policy, s.epochs) for s in trained.values()}
+    kinds = {(s.method, build.settled(s).adversary, s.policy, s.epochs) for s in trained.values()}
     assert kinds == {
         ("empssl", "free", "crops", 10), ("empssl", "free", "patches", 10), ("simclr", "free", "crops", 167),
         ("empssl", "pgd", "crops", 30), ("empssl", "pgd", "patches", 30), ("simclr", "pgd", "crops", 500),
         ("simclr", "pgd", "patches", 500), ("empssl", "none", "crops", 30), ("simclr", "none", "crops", 500),
     }  # fmt: skip
     published = ("row=all", "arithmetic=published")
-    rows = {(s.adversary, s.schedule) for verb, s in _steps("cf-amc-ssl", set=published) if verb == "train"}
+    rows = {
+        (build.settled(s).adversary, s.schedule) for verb, s in _steps("cf-amc-ssl", set=published) if verb == "train"
+    }
     assert rows == {("free", "rewarmed"), ("pgd_summed", "cosine"), ("none", "cosine")}
 
 
