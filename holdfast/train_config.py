@@ -54,6 +54,7 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
         eps: radius of the adversary in pixel units.
         alpha: its step; 0 = 2.5 * eps / steps, of free eps, of deacl, fare and harden eps / 4.
         steps: gradient steps of pgd; 0 = 5, of fare 10.
+        ramp: of pgd: epochs over which radius and step grow to what they are; 0 = none.
         start: of pgd, in the ball: random, zero, or normal (0.001 times a normal draw, as TRADES has it).
         replays: of free: optimizer steps per batch.
         norm: of its ball.
@@ -101,6 +102,7 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
     eps: float = 8 / 255
     alpha: float = 0.0
     steps: int = 0
+    ramp: float = 0.0
     start: Literal["random", "zero", "normal"] = "random"
     replays: int = 3
     norm: Norm = "linf"

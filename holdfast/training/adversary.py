@@ -112,6 +112,7 @@ class PGD(Stateless):
         alpha: step in pixel units.
         steps: gradient steps.
         norm: BatchNorm during the ascent, see `Adversary`.
+        ramp: share of the run over which radius and step grow linearly from a hundredth to what they are.
         begin: random; zero, as some published code has it; or normal, 0.001 times a normal draw (TRADES).
     """
 
@@ -121,21 +122,27 @@ class PGD(Stateless):
     steps: int
     norm: BatchNorm = "batch"
     begin: Literal["random", "zero", "normal"] = "random"
+    ramp: float = 0.0
 
     def propose(self, method: Method, views: Views, truth: Rows) -> dict[str, Tensor]:
         """The last iterate of the ascent, one perturbation per attacked view, all raised together."""
         clean = {name: views[name].detach() for name in method.attacked}
-        moved, radius = self._begun(clean, truth["key"])
+        part = self._part(method)
+        moved, radius = self._begun(clean, truth["key"], part)
         with frozen(method, norm=self.norm), torch.enable_grad():
             for step in range(self.steps):
                 seen = {name: x.requires_grad_() for name, x in moved.items()}
                 harm = method.harm(seen, truth, torch.full_like(radius, step / self.steps)).sum()
                 gradients = torch.autograd.grad(harm, list(seen.values()))
-                moved = self._stepped(clean, seen, gradients, radius)
+                moved = self._stepped(clean, seen, gradients, radius, part)
         return moved
 
-    def _begun(self, clean: Views, keys: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        radius = torch.full((len(keys),), self.eps, device=next(iter(clean.values())).device)
+    def _part(self, method: Method) -> float:
+        """Share of radius and step that is reached."""
+        return min(1.0, max(0.01, method.done / self.ramp)) if self.ramp else 1.0
+
+    def _begun(self, clean: Views, keys: Tensor, part: float) -> tuple[dict[str, Tensor], Tensor]:
+        radius = torch.full((len(keys),), self.eps * part, device=next(iter(clean.values())).device)
         if self.begin == "zero":
             return {name: x.clone() for name, x in clean.items()}, radius
         if self.begin == "normal":
@@ -143,9 +150,12 @@ class PGD(Stateless):
             return {name: self.ball.project(x, x + 0.001 * drawn[name], radius) for name, x in clean.items()}, radius
         return {name: self.ball.start(x, radius, keys, "adversary", name) for name, x in clean.items()}, radius
 
-    def _stepped(self, clean: Views, seen: Views, gradients: tuple[Tensor, ...], radius: Tensor) -> dict[str, Tensor]:
+    def _stepped(
+        self, clean: Views, seen: Views, gradients: tuple[Tensor, ...], radius: Tensor, part: float
+    ) -> dict[str, Tensor]:
+        alpha = self.alpha * part
         return {
-            name: self.ball.project(clean[name], (x + self.alpha * self.ball.steepest(gradient)).detach(), radius)
+            name: self.ball.project(clean[name], (x + alpha * self.ball.steepest(gradient)).detach(), radius)
             for (name, x), gradient in zip(seen.items(), gradients)
         }
 
@@ -161,13 +171,14 @@ class SummedPGD(PGD):
     def propose(self, method: Method, views: Views, truth: Rows) -> dict[str, Tensor]:
         """As `PGD`, leaving gradients in the weights."""
         clean = {name: views[name].detach() for name in method.attacked}
-        moved, radius = self._begun(clean, truth["key"])
+        part = self._part(method)
+        moved, radius = self._begun(clean, truth["key"], part)
         with torch.enable_grad():
             for step in range(self.steps):
                 seen = {name: x.requires_grad_() for name, x in moved.items()}
                 torch.autograd.backward(method.harm(seen, truth, torch.full_like(radius, step / self.steps)).sum())
                 gradients = tuple(x.grad if x.grad is not None else torch.zeros_like(x) for x in seen.values())
-                moved = self._stepped(clean, seen, gradients, radius)
+                moved = self._stepped(clean, seen, gradients, radius, part)
         return moved
 
 

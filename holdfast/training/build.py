@@ -29,7 +29,7 @@ from holdfast.training.methods.table import HARDENING, HEADED, METHODS, READS
 from holdfast.training.ranks import world
 from holdfast.training.schedule import Pace
 
-_FROM_ZERO = ("warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed")
+_FROM_ZERO = ("ramp", "warmup", "weight_decay", "alpha", "knn_every", "save_every", "seed")
 _OF_METHODS = (
     "temperature", "dim", "hidden", "momentum", "prototypes", "queue", "crops", "small_crops", "small_size", "beta",
 )  # fmt: skip
@@ -106,6 +106,12 @@ def _check_reads(config: TrainConfig) -> None:
             )
     if config.method == "trades" and config.adversary == "none":
         raise ConfigError("trades needs an adversary.", next="Add --adversary pgd, or train supervised.")
+    if config.ramp and not config.adversary.startswith("pgd"):
+        raise ConfigError(
+            f"the radius of the adversary {config.adversary} does not grow.",
+            asked=f"--ramp {config.ramp:g} was asked for.",
+            next="Leave it out, or give --adversary pgd.",
+        )
     if config.batchnorm != "frozen" and config.trained == "head":
         raise ConfigError(
             "the BatchNorms of an encoder that stays as it is keep their running statistics.",
@@ -200,7 +206,9 @@ def adversary_for(config: TrainConfig) -> Adversary:
         return Free(ball(config.norm), config.eps, config.alpha or config.eps, config.replays, norm)
     alpha = config.alpha or 2.5 * config.eps / config.steps
     kind = PGD if config.adversary == "pgd" else SummedPGD
-    return kind(ball(config.norm), config.eps, alpha, config.steps, norm, config.start)
+    return kind(
+        ball(config.norm), config.eps, alpha, config.steps, norm, config.start, min(config.ramp / config.epochs, 1.0)
+    )
 
 
 def pace_for(config: TrainConfig, adversary: Adversary, per_epoch: int) -> Pace:

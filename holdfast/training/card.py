@@ -109,7 +109,11 @@ def _adversary(config: TrainConfig) -> str:
         return f"free, {ball}, {config.replays} replays of every batch, steps of {_radius(config.alpha or config.eps)}"
     alpha = config.alpha or 2.5 * config.eps / config.steps
     kept = ", its gradients added to the weights' as in published code" if config.adversary == "pgd_summed" else ""
-    return f"PGD, {ball}, {config.steps} steps of {_radius(alpha)}, {config.start} start{kept}"
+    return f"PGD, {ball}, {config.steps} steps of {_radius(alpha)}, {config.start} start{_ramp(config)}{kept}"
+
+
+def _ramp(config: TrainConfig) -> str:
+    return f", radius and step growing over {config.ramp:g} epochs" if config.ramp else ""
 
 
 def _labels(config: TrainConfig) -> str:

@@ -141,3 +141,18 @@ def test_a_normal_start_is_near_the_image_and_within_the_ball():
     moved = adversary.propose(method, {"image": x}, method.truth({"image": x}, rows))["image"]
     delta = (moved - x).detach()
     assert 0.0009 < float(delta.std()) < 0.0011 and float(delta.abs().max()) < 0.006
+
+
+def test_the_radius_grows_over_the_ramp(tmp_path):
+    method = _method("supervised", eps=8 / 255)
+    config = TrainConfig(method="supervised", adversary="pgd", steps=3, eps=8 / 255, epochs=10, ramp=5.0)
+    adversary = build.adversary_for(config)
+    x = torch.rand(4, 3, 16, 16) * 0.8 + 0.1
+    rows = {"key": torch.arange(4), "label": torch.zeros(4, dtype=torch.int64)}
+    reached = []
+    for method.done in (0.0, 0.25, 0.5, 0.9):
+        moved = adversary.propose(method, {"image": x}, rows)["image"]
+        reached.append(float((moved - x).abs().max()) * 255)
+    assert reached == pytest.approx([0.08, 4.0, 8.0, 8.0], abs=1e-3)
+    with pytest.raises(ConfigError, match="does not grow"):
+        train(msgspec.structs.replace(SMALL, method="supervised", adversary="free", ramp=1.0, out=str(tmp_path / "a")))
