@@ -59,8 +59,9 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
         replays: of free: optimizer steps per batch.
         norm: of its ball.
         batchnorm: empty = train (of deacl, fare, harden and a head alone frozen); train = the attack sees statistics of
-            the batch, as training does, and leaves the running ones alone; frozen = it sees the running ones; dual =
-            perturbed views have BatchNorms of their own, which are exported.
+            the batch, as training does, and leaves the running ones alone; frozen = it sees the running ones; fixed =
+            the weights learn from the running ones too, which never change (for nets whose BatchNorm is folded into
+            their convolutions); dual = perturbed views have BatchNorms of their own, which are exported.
         precision: of the encoder's pass: fp32, or bf16 behind the layer that sees the pixels.
         engine: of the encoder's pass: eager, or compiled by torch, which takes minutes at first. Last digits differ.
         knn_every: epochs between checks on a held-out part (kNN, effective rank, accuracy of a head); 0 = first and
@@ -106,7 +107,7 @@ class TrainConfig(OnEncoders, frozen=True, kw_only=True):
     start: Literal["random", "zero", "normal"] = "random"
     replays: int = 3
     norm: Norm = "linf"
-    batchnorm: Literal["", "train", "frozen", "dual"] = ""
+    batchnorm: Literal["", "train", "frozen", "fixed", "dual"] = ""
     precision: Literal["fp32", "bf16"] = "fp32"
     engine: Literal["eager", "compiled"] = "eager"
     knn_every: int = 0

@@ -105,6 +105,15 @@ def dual(module: Module) -> Module:
     return cast(Module, _replaced(module, lambda norm, _: DualBatchNorm(norm)))
 
 
+def folded(module: nn.Module) -> bool:
+    """Whether a module has BatchNorms, and all of them still the statistics that they are made with: 0 and 1."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return bool(norms) and all(
+        not bool(part.running_mean.any()) and bool((part.running_var == 1).all())  # type: ignore[union-attr]
+        for part in norms
+    )
+
+
 def single(module: Module, *, perturbed: bool) -> Module:
     """A copy of a module with one set of BatchNorm left: that for perturbed images, or that for clean ones."""
     kept: nn.Module = _exchanged(

@@ -90,7 +90,8 @@ def check(config: TrainConfig) -> None:
 def _check_reads(config: TrainConfig) -> None:
     """Refuse a field that the method would pass over."""
     plain = TrainConfig()
-    if config.method in HARDENING and (config.adversary == "none" or config.batchnorm != "frozen"):
+    running = config.batchnorm in ("frozen", "fixed")
+    if config.method in HARDENING and (config.adversary == "none" or not running):
         raise ConfigError(
             f"{config.method} hardens against an adversary that sees running statistics.",
             asked=f"--adversary {config.adversary} --batchnorm {config.batchnorm} was asked for.",
@@ -112,7 +113,7 @@ def _check_reads(config: TrainConfig) -> None:
             asked=f"--ramp {config.ramp:g} was asked for.",
             next="Leave it out, or give --adversary pgd.",
         )
-    if config.batchnorm != "frozen" and config.trained == "head":
+    if not running and config.trained == "head":
         raise ConfigError(
             "the BatchNorms of an encoder that stays as it is keep their running statistics.",
             asked=f"--trained head --batchnorm {config.batchnorm} was asked for.",
@@ -139,6 +140,12 @@ def encoder_for(config: TrainConfig) -> Encoder:
     said = config.method in HARDENING or Path(name).exists() or any(sign in name for sign in "/:.")
     spec = name if said else f"random:{name}:{config.seed}"
     encoder = load(Model(spec=spec, arch=config.arch, options=config.options, mean=config.mean, std=config.std))
+    if batchnorm.folded(encoder) and config.batchnorm != "fixed" and not spec.startswith("random:"):
+        raise ConfigError(
+            f"the BatchNorms of {name} are folded into its convolutions: their mean is 0 and their variance 1.",
+            asked="Training was to see statistics of the batch, which would make another net of it at the first step.",
+            next="Give --batchnorm fixed.",
+        )
     if encoder.head is not None and config.method not in (*HEADED, *HARDENING):
         encoder.trunk.reset_classifier(0)  # type: ignore[operator]
     encoder.neck = None
@@ -188,6 +195,7 @@ def method_for(encoder: Encoder, config: TrainConfig, side: int) -> Method:
     config = settled(config)
     method = METHODS[config.method](encoder, config, side)
     method.precision, method.engine = config.precision, config.engine
+    method.fixed = config.batchnorm == "fixed"
     if world() > 1:
         batchnorm.synced(method)
     if config.batchnorm == "dual":
@@ -201,7 +209,7 @@ def adversary_for(config: TrainConfig) -> Adversary:
     config = settled(config)
     if config.adversary == "none":
         return NoAdversary()
-    norm: Literal["eval", "batch"] = "eval" if config.batchnorm == "frozen" else "batch"
+    norm: Literal["eval", "batch"] = "eval" if config.batchnorm in ("frozen", "fixed") else "batch"
     if config.adversary == "free":
         return Free(ball(config.norm), config.eps, config.alpha or config.eps, config.replays, norm)
     alpha = config.alpha or 2.5 * config.eps / config.steps

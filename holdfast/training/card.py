@@ -158,6 +158,7 @@ _SCHEDULES = {
 _BATCHNORMS = {
     "train": "the attack sees statistics of the batch",
     "frozen": "the attack sees running statistics",
+    "fixed": "running statistics throughout, which did not change",
     "dual": "perturbed views have a set of their own, which this encoder holds",
 }
 ROBUSTNESS = "## Robustness"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from holdfast.errors import CheckpointError, ConfigError
-from holdfast.models.checkpoint import load
+from holdfast.models.checkpoint import load, save
 from holdfast.models.encoder import frozen
 from holdfast.train_config import TrainConfig
 from holdfast.training import build
@@ -199,3 +199,31 @@ def test_what_makes_no_sense_is_refused(fields, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(config, say=_quiet)
     assert not (tmp_path / "a").exists()
+
+
+def _folded(path):
+    """A checkpoint whose BatchNorms are 0 and 1, as after folding."""
+    encoder = load("random:cifar_resnet8", options=("num_classes=4",))
+    return save(encoder, path / "folded.safetensors")
+
+
+def test_a_folded_batchnorm_is_refused_unless_it_is_fixed(tmp_path):
+    model = str(_folded(tmp_path))
+    config = msgspec.structs.replace(SMALL, method="fare", model=model, epochs=1, out=str(tmp_path / "a"))
+    with pytest.raises(ConfigError, match=r"folded into its convolutions.*--batchnorm fixed"):
+        train(config, say=_quiet)
+    assert not (tmp_path / "a").exists()
+    train(msgspec.structs.replace(config, batchnorm="fixed"), say=_quiet)
+    before, after = load(model), load(str(tmp_path / "a"))
+    norms = [n for n in before.trunk.state_dict() if "running" in n or "num_batches" in n]
+    now = after.trunk.state_dict()
+    assert len(norms) > 20 and all(torch.equal(before.trunk.state_dict()[n], now[n]) for n in norms)
+    assert not torch.equal(before.trunk.state_dict()["conv1.weight"], now["conv1.weight"])
+
+
+def test_a_fixed_batchnorm_trains_on_the_function_that_is_evaluated(tmp_path):
+    config = build.settled(msgspec.structs.replace(SMALL, method="fare", batchnorm="fixed"))
+    method = build.method_for(load("random:cifar_resnet8"), config, 16).train()
+    x = _views()[0]
+    with torch.no_grad():
+        torch.testing.assert_close(method.encoder(x).pooled, method.teacher(x).pooled)

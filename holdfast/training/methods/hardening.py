@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Hardening(Method):
         self.attacked = (IMAGE,)
         self.terms, self.levels, self.mix = terms, levels, mix
 
-    def train(self, mode: bool = True) -> Hardening:
+    def train(self, mode: bool = True) -> Self:
         """Training mode, but for the teacher."""
         super().train(mode)
         self.teacher.eval()

@@ -6,9 +6,11 @@ import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.data.batches import Rows
 from holdfast.models.encoder import Encoder, Engine, Precision
@@ -34,6 +36,7 @@ class Method(nn.Module, ABC):
         attacked: names of the views that an adversary perturbs; empty = none, and then no truth is needed for them.
         precision: of the encoder's pass; what follows it is float32.
         engine: of the encoder's pass.
+        fixed: whether BatchNorms keep their running statistics in training too.
         dual: whether perturbed views pass through BatchNorms of their own.
         done: share of the run's optimizer steps that are behind, in [0, 1]; the step sets it.
     """
@@ -45,6 +48,16 @@ class Method(nn.Module, ABC):
     engine: Engine = "eager"
     done: float = 0.0
     dual: bool = False
+    fixed: bool = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for BatchNorms that are fixed."""
+        super().train(mode)
+        if self.fixed:
+            for part in self.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
+        return self
 
     def views(self, x: Tensor, rows: Rows) -> dict[str, Tensor]:
         """Random views by name; they depend on images and keys alone, never on a weight.

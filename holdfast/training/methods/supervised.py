@@ -8,6 +8,8 @@ Learning, ECCV 2022): SLF (head alone, clean), ALF (head alone, TRADES) and AFF 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
@@ -45,7 +47,7 @@ class Supervised(Method):
             assert encoder.head is not None, "the builder gives it one"
             encoder.head.requires_grad_(True)
 
-    def train(self, mode: bool = True) -> Supervised:
+    def train(self, mode: bool = True) -> Self:
         """Training mode, but for an encoder that stays as it is."""
         super().train(mode)
         if self.still:
