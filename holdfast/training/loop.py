@@ -323,10 +323,10 @@ def _export(run: Run) -> None:
 
 
 def _passes(method: Method, adversary: Adversary) -> int:
-    """Forward-backward passes of the encoder per image and batch: every view in every replay, attacked ones in every
-    step of the ascent as well; what is looked at without a gradient is not counted.
+    """Forward-backward passes of the encoder per image and batch: those of every replay, and of attacked views in every
+    step of the ascent; what is looked at without a gradient is not counted.
     """
-    return adversary.replays * len(method.policies) + adversary.steps * len(method.attacked)
+    return adversary.replays * method.passes + adversary.steps * len(method.attacked)
 
 
 def _order(run: Run, epoch: int) -> Tensor:

@@ -69,6 +69,7 @@ def test_deacl_is_two_cosines_of_one_pass():
 
 def test_fare_is_the_squared_distance_of_the_perturbed_image_alone():
     method, (x, moved) = _method(FARE).eval(), _views()
+    assert (method.passes, _method(DEACL).passes) == (1, 2), "views that the weights learn from"
     truth = method.truth({"image": x}, {"key": torch.arange(6)})
     with torch.no_grad():
         apart = (method.encoder(moved).pooled - method.teacher(x).pooled).double()
@@ -165,6 +166,8 @@ def test_a_hardened_encoder_moves_less_and_keeps_its_head(name, plain, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in lines if "accuracy" in line]) == 2, "through the head that was kept"
     card = (tmp_path / "README.md").read_text()
+    # Nine batches of 30 in each of six epochs; five steps of the attack, then the clean and the perturbed image.
+    assert f"| cost | {6 * 9 * 30 * 7:,} forward-backward passes" in card
     assert "a frozen copy of what it was" in card and "without labels" in card
 
 

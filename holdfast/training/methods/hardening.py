@@ -80,6 +80,15 @@ class Hardening(Method):
         self.attacked = (IMAGE,)
         self.terms, self.levels, self.mix = terms, levels, mix
 
+    @property
+    def passes(self) -> int:
+        """The perturbed image, and the clean one where the loss reads the student's answer to it."""
+        return 1 + self._reads_clean
+
+    @property
+    def _reads_clean(self) -> bool:
+        return bool(self.terms.clean) or self.terms.anchor == "student"
+
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for the teacher."""
         super().train(mode)
@@ -137,7 +146,7 @@ class Hardening(Method):
 
     def _both(self, x: Tensor, moved: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The student's answers to clean and perturbed images; the clean ones only where the loss reads them."""
-        if not self.terms.clean and self.terms.anchor == "teacher":
+        if not self._reads_clean:
             return {}, self._seen(self.encoder, moved)
         seen = self._seen(self.encoder, torch.cat([x, moved]))
         return {n: z[: len(x)] for n, z in seen.items()}, {n: z[len(x) :] for n, z in seen.items()}

@@ -109,6 +109,11 @@ class Method(nn.Module, ABC):
         """What follows an optimizer step: a momentum teacher, a centre, a queue. Nothing here."""
 
     @property
+    def passes(self) -> int:
+        """Views of an image that the weights learn from in one descent, forward and backward each."""
+        return len(self.policies)
+
+    @property
     def neck(self) -> nn.Sequential | None:
         """What stands between the encoder's features and the projector and is kept with the encoder; None here."""
         return None

@@ -109,6 +109,11 @@ class TRADES(Supervised):
         super().__init__(encoder, policy=policy, still=still, attacked=attacked)
         self.beta = beta
 
+    @property
+    def passes(self) -> int:
+        """The clean image, and the perturbed one where there is one."""
+        return 1 + len(self.attacked)
+
     def objective(self) -> str:
         """The two terms, what is trained, and the view."""
         return (
